@@ -1,0 +1,65 @@
+# The project's commands; `make` or `make help` lists them. Python 3.11 or newer, git and make are
+# all that must be there.
+
+PYTHON ?= python3
+NEWEST_PYTHON ?= python3.13
+VENV ?= .venv
+JOBS ?= 2
+
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.installed
+FAST := not slow and not sweep
+
+.DEFAULT_GOAL := help
+.PHONY: help setup example test quick test-newest lint types fmt lock clean
+
+help: ## list these commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(SETUP) ## make the virtual environment (every command below does it when needed)
+
+example: $(SETUP) ## train a small GPT through precir, and print what was decided
+	$(BIN)/python examples/train_gpt.py
+
+test: lint types ## everything CI runs: lint, types, all tests
+	$(BIN)/pytest -n $(JOBS)
+
+quick: $(SETUP) ## the fast tests only
+	$(BIN)/pytest -n $(JOBS) -m "$(FAST)"
+
+test-newest: ## the fast tests on NEWEST_PYTHON (3.12 or newer), with the newest JAX
+	$(MAKE) quick PYTHON=$(NEWEST_PYTHON) VENV=.venv-newest
+
+lint: $(SETUP) ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(SETUP) ## mypy, strict
+	$(BIN)/mypy
+
+fmt: $(SETUP) ## put imports in order and format
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+lock: ## resolve requirements.lock anew, to the newest releases (needs uv)
+	uv pip compile --universal --generate-hashes --upgrade --python-version 3.11 \
+		--extra test --extra dev --custom-compile-command "make lock" \
+		--quiet --output-file requirements.lock pyproject.toml
+
+clean: ## remove what was built, the environments too
+	rm -rf .venv .venv-newest build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Two stamps: only a new lock rebuilds the environment, a new pyproject.toml reinstalls precir alone.
+$(VENV)/.locked: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "precir needs Python 3.11 or newer, and '$(PYTHON)' is not one." \
+			"Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	@echo "Installing into $(VENV): a few minutes the first time."
+	$(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	@touch $@
+
+$(SETUP): $(VENV)/.locked pyproject.toml
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
