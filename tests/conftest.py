@@ -1,0 +1,16 @@
+"""What every test run stands on: eight devices on the CPU, and reproducible examples in CI."""
+
+import os
+
+from hypothesis import settings
+
+# Both are read when JAX first starts, so they are set here, before any test imports it.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"]
+).strip()
+
+# Compiling makes the first example of any test slow, so no deadline.
+settings.register_profile("default", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("ci" if "CI" in os.environ else "default")
