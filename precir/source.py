@@ -1,0 +1,111 @@
+"""Where in the user's code a node comes from, found only when somebody asks."""
+
+from __future__ import annotations
+
+import os
+import site
+import sysconfig
+from dataclasses import dataclass
+from functools import cache
+from types import CodeType
+from typing import Any
+
+from jax._src import source_info_util
+
+_LIBRARIES = tuple(
+    {
+        os.path.realpath(p) + os.sep
+        for p in (
+            *site.getsitepackages(),
+            site.getusersitepackages(),
+            sysconfig.get_path("purelib"),
+            sysconfig.get_path("platlib"),
+            sysconfig.get_path("stdlib"),
+        )
+    }
+    | {os.path.dirname(os.path.realpath(__file__)) + os.sep}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """A place in a file: 1-based lines, 0-based columns, as Python reports them."""
+
+    file: str
+    line: int
+    column: int
+    end_line: int
+    end_column: int
+    function: str
+
+    def __str__(self) -> str:
+        return f"{self.short}:{self.line}"
+
+    @property
+    def short(self) -> str:
+        return os.path.basename(self.file)
+
+
+class Source:
+    """A lazy `Where`: keeps JAX's traceback, resolves it on first use."""
+
+    __slots__ = ("_traceback", "_where")
+
+    def __init__(self, traceback: Any = None, where: Where | None = None) -> None:
+        self._traceback = traceback
+        self._where = where
+
+    @property
+    def where(self) -> Where | None:
+        """The innermost line of the user's own code, or of a library if there is none."""
+        if self._where is None and self._traceback is not None:
+            self._where = _user_frame(self._traceback)
+            self._traceback = None
+        return self._where
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Source) and self.where == other.where
+
+    def __hash__(self) -> int:
+        return hash(self.where)
+
+    def __str__(self) -> str:
+        return str(self.where) if self.where else "unknown place"
+
+
+NOWHERE = Source()
+
+
+@cache
+def _is_library(code_file: str) -> bool:
+    return os.path.realpath(code_file).startswith(_LIBRARIES) or code_file.startswith("<frozen")
+
+
+@cache
+def _is_jax(code_file: str) -> bool:
+    return not source_info_util.is_user_filename(code_file)
+
+
+def _user_frame(traceback: Any) -> Where | None:
+    codes, lasti = traceback.raw_frames()
+    fallback: int | None = None
+    for i, code in enumerate(codes):
+        if _is_jax(code.co_filename):
+            continue
+        if not _is_library(code.co_filename):
+            return _where(code, lasti[i])
+        fallback = i if fallback is None else fallback
+    return None if fallback is None else _where(codes[fallback], lasti[fallback])
+
+
+@cache
+def _where(code: CodeType, lasti: int) -> Where:
+    frame = source_info_util.raw_frame_to_frame(code, lasti)
+    return Where(
+        frame.file_name,
+        frame.start_line,
+        frame.start_column,
+        frame.end_line,
+        frame.end_column,
+        frame.function_name,
+    )
