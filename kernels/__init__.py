@@ -1,0 +1,17 @@
+"""Kernels that generated code calls by name: quantisation and products of quantised tensors.
+
+One kernel per file, with its plain JAX reference beside it. Import as ``precir.kernels``.
+"""
+
+if __name__ != "precir.kernels":
+    raise ImportError(
+        f"import precir.kernels, not {__name__}: a second copy of a JAX primitive "
+        "would not be recognised"
+    )
+
+from precir.formats import E4M3, E5M2
+from precir.kernels.quantize import quantize
+from precir.kernels.scaled_dot import scaled_dot
+from precir.scaled import ScaledArray
+
+__all__ = ["E4M3", "E5M2", "ScaledArray", "quantize", "scaled_dot"]

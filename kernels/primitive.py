@@ -1,0 +1,64 @@
+"""The seam of a kernel: one JAX primitive, one lowering per platform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import lru_cache, partial
+from typing import Any, NoReturn
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from precir.errors import DerivativeError
+
+Results = tuple[jax.Array, ...]
+Dims = tuple[int | None, ...]
+
+
+def kernel_primitive(
+    name: str,
+    reference: Callable[..., Results],
+    *,
+    cuda: Callable[..., Results],
+    batch: Callable[..., tuple[Results, Dims]],
+) -> Any:
+    """A primitive with several results, computed by ``reference`` except on CUDA, by ``cuda``.
+
+    Both are plain JAX functions of the primitive's operands (arrays) and its parameters
+    (keywords, hashable), and must return arrays of the same shapes and dtypes. ``batch`` is the
+    batching rule: from operands, their batch dimensions and the parameters to the results and
+    their batch dimensions. A derivative raises ``DerivativeError``.
+    """
+    primitive: Any = Primitive(name)
+    primitive.multiple_results = True
+
+    # What the reference returns is what the primitive returns: sharding and varying axes follow
+    # from JAX's own rules. Tracing it costs some 400 us, so each signature is traced once.
+    @lru_cache(maxsize=4096)
+    def result_types(_: Hashable, types: tuple[Any, ...], params: tuple[Any, ...]) -> list[Any]:
+        return list(jax.make_jaxpr(partial(reference, **dict(params)))(*types).out_avals)
+
+    def abstract(*types: Any, **params: Any) -> list[Any]:
+        return result_types(jax.sharding.get_abstract_mesh(), types, tuple(params.items()))
+
+    @lru_cache(maxsize=4096)
+    def compiled(params: tuple[Any, ...]) -> Callable[..., Results]:
+        return jax.jit(partial(primitive.bind, **dict(params)))
+
+    def evaluate(*operands: jax.Array, **params: Any) -> Results:
+        return compiled(tuple(params.items()))(*operands)
+
+    def refuse(*_: Any, **__: Any) -> NoReturn:
+        raise DerivativeError(
+            f"{name} has no derivative: a gradient of 8-bit data would itself be rounded to 8 bits",
+            fix="differentiate the wide function, or give the quantised one a jax.custom_vjp",
+        )
+
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(evaluate)
+    mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
+    mlir.register_lowering(primitive, mlir.lower_fun(cuda, multiple_results=True), platform="cuda")
+    batching.primitive_batchers[primitive] = batch
+    ad.primitive_jvps[primitive] = refuse
+    return primitive

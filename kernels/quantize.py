@@ -1,0 +1,113 @@
+"""Quantise a tensor to 8 bits under one power-of-two scale, taken from its largest element.
+
+Current scaling: the scale comes from the tensor itself, so there is no state to go stale. A power
+of two makes scaling exact, so that rounding to the narrow format is the only error.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array, lax
+from jax import numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from precir.errors import PrecirError
+from precir.formats import Format, format_of
+from precir.kernels.primitive import Dims, Results, kernel_primitive
+from precir.scaled import ScaledArray
+
+_WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
+# Biased float32 exponents for which both the scale and its reciprocal are normal numbers.
+_LEAST, _MOST = 1, 253
+
+
+class QuantizeError(PrecirError, TypeError):
+    """A tensor or a format that ``quantize`` does not take."""
+
+
+def quantize(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
+    """``x`` (float16, bfloat16, float32 or float64, any shape) in an 8-bit ``format``.
+
+    The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in
+    float32: the smallest power of two under which nothing finite overflows. It is 1 where amax
+    is zero, or subnormal, and never under 2^-126: neither the scale nor its reciprocal is ever
+    zero, subnormal, infinite or NaN. At that bound the smallest normal float32 still becomes 1.0
+    in the data, so the bound loses nothing.
+
+    The data is x / scale, rounded to nearest, ties to even. NaN stays NaN, and an infinity stays
+    one in float8_e5m2 and becomes NaN in float8_e4m3fn, which has none: both are seen at once in
+    whatever is computed next, and neither touches the scale. A float64 is rounded to float32
+    first.
+
+    Under ``jax.vmap`` each example has its own scale. Not differentiable. Raises
+    ``QuantizeError`` (a ``TypeError``) on other dtypes and formats.
+    """
+    dtype = _checked(format)
+    x = _array(x)
+    data, scale = quantize_p.bind(x, dtype=dtype, batch_ndim=0)
+    return ScaledArray(data, scale)
+
+
+def quantize_reference(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
+    """What ``quantize`` returns, in plain JAX."""
+    return ScaledArray(*_reference(_array(x), dtype=_checked(format), batch_ndim=0))
+
+
+def power_of_two_scale(amax: Array, format: DTypeLike | Format) -> Array:
+    """2^ceil(log2(amax / format.max)) for each float32 ``amax``, from its bits; float32.
+
+    1 for an amax of zero, subnormal, infinite or NaN; at least 2^-126. Golden values for
+    float8_e4m3fn: 1 gives 2^-8, 10 2^-5, 448 1, 449 2, 10000 2^5.
+    """
+    # max = 2^exponent * (1 + fraction / 2^23); the sum carries into the exponent where amax has
+    # the larger fraction, which is the ceiling.
+    mantissa, exponent = math.frexp(format_of(format).max)
+    fraction = int((2 * mantissa - 1) * 2**23)
+    bits = lax.bitcast_convert_type(amax, np.int32)
+    ceiling = lax.shift_right_logical(bits + np.int32(2**23 - 1 - fraction), np.int32(23))
+    biased = lax.clamp(np.int32(_LEAST), ceiling - np.int32(exponent - 1), np.int32(_MOST))
+    scale = lax.bitcast_convert_type(lax.shift_left(biased, np.int32(23)), np.float32)
+    normal = (bits >= 0x00800000) & (bits < 0x7F800000)
+    return lax.select(normal, scale, lax.full_like(scale, 1))
+
+
+def _reference(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
+    wide = lax.convert_element_type(x, np.float32)
+    magnitude = lax.abs(wide)
+    finite = jnp.where(magnitude < np.inf, magnitude, 0)  # NaN compares false too
+    # The maximum of nothing is -inf, which power_of_two_scale answers with 1.
+    amax = lax.reduce_max(finite, tuple(range(batch_ndim, x.ndim)))
+    scale = power_of_two_scale(amax, dtype)
+    # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
+    inverse = lax.broadcast_in_dim(1 / scale, x.shape, tuple(range(batch_ndim)))
+    return lax.convert_element_type(wide * inverse, dtype), scale
+
+
+def _batch(
+    operands: tuple[Array], dims: Dims, *, dtype: np.dtype[Any], batch_ndim: int
+) -> tuple[Results, Dims]:
+    (x,), (dim,) = operands, dims
+    assert dim is not None
+    results = quantize_p.bind(jnp.moveaxis(x, dim, 0), dtype=dtype, batch_ndim=batch_ndim + 1)
+    return results, (0, 0)
+
+
+quantize_p = kernel_primitive("precir_quantize", _reference, cuda=_reference, batch=_batch)
+
+
+def _array(x: ArrayLike) -> Array:
+    x = x if isinstance(x, jax.Array) else jnp.asarray(x)
+    if x.dtype.name not in _WIDE:
+        raise QuantizeError(f"quantize takes a wide floating-point tensor, not {x.dtype}")
+    return x
+
+
+def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
+    format = format_of(format)
+    if format.bits != 8 or not (format.has_sign and format.has_zero and format.has_nan):
+        raise QuantizeError(f"quantize makes 8-bit signed floats, not {format.name}")
+    return format.dtype
