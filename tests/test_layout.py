@@ -19,7 +19,7 @@ LAYERS = (
     ("precir.formats", "precir.scaled", "precir.errors", "precir.source"),  # the leaves
     ("precir.domains.*",),
     ("precir.kernels.*",),
-    ("precir.attrs", "precir.ir", "precir.primitives"),
+    ("precir.attrs", "precir.equality", "precir.ir", "precir.primitives"),
     ("precir.ops.*",),
     ("precir.text", "precir.verify", "precir.lower", "precir.emit.*"),
     ("precir.recipe",),
