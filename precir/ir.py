@@ -144,6 +144,24 @@ class Node:
         return f"<{self.op} {list(self.inputs)}>"
 
 
+class Region:
+    """Stands in `Node.params` where a primitive of no canonical form held a sub-program."""
+
+    __slots__ = ("closed", "index")
+
+    def __init__(self, index: int, closed: bool) -> None:
+        self.index, self.closed = index, closed
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Region) and (self.index, self.closed) == (other.index, other.closed)
+
+    def __hash__(self) -> int:
+        return hash((self.index, self.closed))
+
+    def __repr__(self) -> str:
+        return f"Region({self.index}, {self.closed})"
+
+
 @dataclass(frozen=True, eq=False)
 class Graph:
     """A program: inputs, nodes in an executable order, outputs.

@@ -19,7 +19,7 @@ from jax._src.source_info_util import Transform
 from jax.extend import core as jex_core
 
 from precir.errors import LoweringError
-from precir.ir import BACKWARD, FORWARD, UNPHASED, Graph, Literal, Node, Operand, Type, Value
+from precir.ir import BACKWARD, FORWARD, UNPHASED, Graph, Literal, Node, Operand, Region, Type, Value
 from precir.primitives import remember
 from precir.source import Source
 
@@ -55,24 +55,6 @@ _DROPPED = {
         "fun_jaxpr", "fwd_jaxpr_thunk", "bwd", "num_consts", "out_trees", "symbolic_zeros",
     ),
 }  # fmt: skip
-
-
-class Region:
-    """Stands in `Node.params` where a primitive of no canonical form held a sub-program."""
-
-    __slots__ = ("closed", "index")
-
-    def __init__(self, index: int, closed: bool) -> None:
-        self.index, self.closed = index, closed
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Region) and (self.index, self.closed) == (other.index, other.closed)
-
-    def __hash__(self) -> int:
-        return hash((self.index, self.closed))
-
-    def __repr__(self) -> str:
-        return f"Region({self.index}, {self.closed})"
 
 
 def lower(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Graph:
@@ -326,7 +308,10 @@ def _scan_params(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _python_scalar(value: Any) -> bool | int | float | complex:
-    item = np.asarray(value).item() if not isinstance(value, (bool, int, float, complex)) else value
+    for kind in (bool, int, float, complex):
+        if isinstance(value, kind):
+            return kind(value)  # JAX's typed literals are subclasses
+    item = np.asarray(value).item()
     return item if isinstance(item, (bool, int, float, complex)) else _from_ml_dtype(value)
 
 

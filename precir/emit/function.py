@@ -1,0 +1,221 @@
+"""Write one function body: statements from nodes, loops from repeats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from precir.emit.loops import LoopWriter
+from precir.emit.names import Names, module_part, noun
+from precir.emit.paths import Leaves, Path
+from precir.emit.plan import Item, Loop
+from precir.ir import Graph, Literal, Node, Operand, Value
+from precir.ops import OPS
+from precir.ops.control import condition
+from precir.ops.writing import ATOM, Hole, Template, literal_source
+from precir.source import NOWHERE, Source
+
+_WIDTH = 72  # expressions longer than this get a name
+Line = tuple[str, Source]
+
+
+@dataclass(slots=True)
+class Pending:
+    """An expression read once, by a node still to come."""
+
+    value: Value
+    node: Node
+    text: str
+    precedence: int
+
+
+class FunctionWriter(LoopWriter):
+    """Writes the statements of one graph into `lines`, in the graph's order of evaluation."""
+
+    def __init__(self, module: object, graph: Graph, names: Names, indent: int = 1) -> None:
+        super().__init__(module, graph, names, indent)
+        self.pending: list[Pending] = []
+        self._uses: dict[Value, int] = {}
+        self._comment: tuple[str, str] = ("", "")
+
+    # -- the walk ------------------------------------------------------------------------------
+
+    def write(self, items: Sequence[Item]) -> None:
+        self._count_uses(items)
+        self.rank(items)
+        for n, item in enumerate(items):
+            if isinstance(item, Loop):
+                self.flush()
+                self.loop(item, n)
+            else:
+                self.node(item)
+        self.flush()
+
+    def _count_uses(self, items: Sequence[Item]) -> None:
+        """How often each value is read by a plain node; anything else counts as often."""
+        uses = self._uses
+        for item in items:
+            if isinstance(item, Loop):
+                for port in item.ports:
+                    for v in port.values:
+                        if type(v) is Value:
+                            uses[v] = uses.get(v, 0) + 2
+            else:
+                weight = 2 if item.regions else 1
+                for o in item.inputs:
+                    if type(o) is Value:
+                        uses[o] = uses.get(o, 0) + weight
+        for o in self.graph.outputs:
+            if type(o) is Value:
+                uses[o] = uses.get(o, 0) + 2
+
+    # -- nodes ---------------------------------------------------------------------------------
+
+    def node(self, node: Node) -> None:
+        if node.op == "constant":
+            self.env[node.outputs[0]] = (self.module.constant(node), ATOM)
+            return
+        if not node.outputs:
+            self.flush()
+        elif not node.effects and not any(v in self._uses for v in node.outputs):
+            if not any(v in self.kept for v in node.outputs):
+                return  # nobody reads it
+        operands = list(node.inputs)
+        if node.op == "cond":
+            behind = condition(node)
+            if behind is not None:
+                operands[0] = behind
+        template: Template = self.module.template(node)
+        self._settle(node, template, operands)
+        text = self.fill(template, operands)
+        if self._may_wait(node, text):
+            value = node.outputs[0]
+            self.pending.append(Pending(value, node, text, template.precedence))
+            return
+        self.flush()
+        self.assign(node, template, text)
+
+    def _may_wait(self, node: Node, text: str) -> bool:
+        return (
+            len(node.outputs) == 1
+            and self._uses.get(node.outputs[0]) == 1
+            and not node.effects
+            and not node.regions
+            and len(text) < _WIDTH - 24
+            and node.op in _INLINE
+        )
+
+    def _settle(self, node: Node, template: Template, operands: Sequence[Operand]) -> None:
+        """Decide which waiting expressions this node takes in; name the others.
+
+        Evaluation order must stay the graph's: only the last waiting ones, in the order in
+        which they would be evaluated here, may be taken.
+        """
+        if not self.pending:
+            return
+        waiting = {p.value: p for p in self.pending}
+        wanted = [
+            operands[h.index]
+            for h in template.pieces
+            if isinstance(h, Hole) and operands[h.index] in waiting
+        ]
+        tail = [p.value for p in self.pending[len(self.pending) - len(wanted) :]]
+        room = sum(len(waiting[v].text) for v in wanted) + len(template.key) < _WIDTH  # type: ignore[index]
+        same_place = all(self._place(waiting[v].node) == self._place(node) for v in wanted)  # type: ignore[index]
+        if wanted and tail == wanted and room and same_place:
+            keep = self.pending[len(self.pending) - len(wanted) :]
+            self.pending = self.pending[: len(self.pending) - len(wanted)]
+            self.flush()
+            for p in keep:
+                self.env[p.value] = (p.text, p.precedence)
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Name every waiting expression."""
+        for p in self.pending:
+            name = self.name_for(p.value, p.node)
+            self.env[p.value] = (name, ATOM)
+            self.line(f"{name} = {p.text}", p.node)
+        self.pending = []
+
+    def fill(self, template: Template, operands: Sequence[Operand]) -> str:
+        parts = []
+        for piece in template.pieces:
+            if isinstance(piece, str):
+                parts.append(piece)
+            else:
+                parts.append(self.ref(operands[piece.index], piece.precedence, bare=piece.bare))
+        return "".join(parts)
+
+    def ref(self, operand: Operand, precedence: int = 0, *, bare: bool = False) -> str:
+        """The source for an operand, bracketed if it binds less tightly than `precedence`."""
+        if isinstance(operand, Literal):
+            text, own = literal_source(operand, self.module, bare)
+        else:
+            text, own = self.lookup(operand)
+        return f"({text})" if own < precedence else text
+
+    def assign(self, node: Node, template: Template, text: str) -> None:
+        names = []
+        for value in node.outputs:
+            read = value in self._uses or value in self.kept
+            name = self.name_for(value, node) if read else "_"
+            names.append(name)
+            if read:
+                self.env[value] = (name, ATOM)
+        if not names:
+            self.line(text, node)
+            return
+        target = template.targets.format(*names) if template.targets else ", ".join(names)
+        self.line(f"{target} = {text}", node)
+
+    # -- names and comments --------------------------------------------------------------------
+
+    def name_for(self, value: Value, node: Node) -> str:
+        part = module_part(node.scope)
+        last = OPS.get(node.op) is not None and node.op in _NAMED_BY_SCOPE
+        if part and last:
+            return self.names.fresh(part if value.type.scale is None else f"{part}_q")
+        if node.op == "quantize" and isinstance(node.inputs[0], Value):
+            text, own = self.env.get(node.inputs[0], ("", 0))
+            if own == ATOM and text.isidentifier():
+                return self.names.fresh(f"{text}_q")
+        return self.names.fresh(noun(node.op))
+
+    def _place(self, node: Node) -> tuple[str, str]:
+        return (node.scope, "")
+
+    def line(self, text: str, node: Node | None = None) -> None:
+        source = node.source if node is not None else NOWHERE
+        if node is not None and self.module.comments:
+            where = str(source) if source.where else ""
+            place = (self.shown_scope(node.scope), where)
+            if place != self._comment and (place[0] or place[1]):
+                self._comment = place
+                shown = ", ".join(p for p in place if p)
+                self.lines.append((f"{'    ' * self.indent}# {shown}", source))
+        self.lines.append(("    " * self.indent + text, source))
+
+    def shown_scope(self, scope: str) -> str:
+        prefix = self.graph_scope
+        return scope[len(prefix) :].lstrip("/") if prefix and scope.startswith(prefix) else scope
+
+    def inputs_from(self, leaves: Leaves) -> None:
+        self.leaves = leaves
+        for value, path in leaves.paths.items():
+            self.env[value] = (str(path), ATOM)
+
+    def bind(self, value: Value, name: str) -> None:
+        self.env[value] = (name, ATOM)
+
+
+_NAMED_BY_SCOPE = {"dot_general", "scaled_dot", "conv_general_dilated"}
+_INLINE = {
+    "add", "add_any", "sub", "mul", "div", "neg", "max", "min", "exp", "log", "sqrt", "rsqrt", "tanh",
+    "logistic", "integer_pow", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not",
+    "select_n", "convert_element_type", "cast", "reshape", "transpose", "squeeze", "broadcast_in_dim",
+    "reduce_sum", "reduce_max", "abs", "sign", "erf", "pow", "log1p", "is_finite", "stop_gradient",
+    "iota", "expm1",
+}  # fmt: skip
+_ = Path

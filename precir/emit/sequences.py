@@ -1,0 +1,104 @@
+"""Spell a Python list of values: whole subtrees, results of loops, or one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from precir.emit.paths import Leaves
+from precir.ir import Operand, Value
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where a collected loop result is kept: `bundle[index]`, or `bundle[index][element]`."""
+
+    bundle: str
+    size: int
+    count: int
+    element: int
+    index: int
+
+    def __str__(self) -> str:
+        return f"{self.bundle}[{self.index}]" + (f"[{self.element}]" if self.size > 1 else "")
+
+
+def indices(numbers: Sequence[int]) -> str | None:
+    """An iterable that yields `numbers`: a range, its reverse, or a range in string order (the
+    order in which JAX flattens a dict of `h_0`, `h_1`, ..., `h_10`)."""
+    count, first = len(numbers), min(numbers)
+    ascending = list(range(first, first + count))
+    span = f"range({count})" if first == 0 else f"range({first}, {first + count})"
+    if list(numbers) == ascending:
+        return span if count <= 10 else span
+    if list(numbers) == ascending[::-1]:
+        return f"reversed({span})"
+    if list(numbers) == sorted(ascending, key=str):
+        return f"sorted({span}, key=str)"
+    return None
+
+
+def flattened(homes: Sequence[Home]) -> tuple[str, int] | None:
+    """Spell the longest leading run of one bundle's results as one starred item: (text, length)."""
+    first = homes[0]
+    run = 0
+    while run < len(homes) and homes[run].bundle == first.bundle:
+        run += 1
+    width = 0
+    while width < run and homes[width].index == first.index:
+        width += 1
+    elements = [h.element for h in homes[:width]]
+    numbers: list[int] = []
+    for start in range(0, run - width + 1, width):
+        group = homes[start : start + width]
+        same = all(h.index == group[0].index for h in group)
+        if not same or [h.element for h in group] != elements or group[0].index in numbers:
+            break
+        numbers.append(group[0].index)
+    over = indices(numbers) if len(numbers) > 1 else None
+    if over is None:
+        return None
+    bundle, length = first.bundle, len(numbers) * width
+    whole = numbers == list(range(first.count))
+    item = "group" if whole else f"{bundle}[i]"
+    if whole and first.size == 1:
+        return f"*{bundle}", length
+    head = f"for group in {bundle}" if whole else f"for i in {over}"
+    if first.size == 1:
+        return f"*[{item} {head}]", length
+    if width == 1:
+        return f"*[{item}[{elements[0]}] {head}]", length
+    inner = item if elements == list(range(first.size)) else _picked(item, elements)
+    return f"*[leaf {head} for leaf in {inner}]", length
+
+
+def _picked(item: str, elements: Sequence[int]) -> str:
+    if list(elements) == list(range(elements[0], elements[0] + len(elements))):
+        return f"{item}[{elements[0]}:{elements[-1] + 1}]"
+    return "(" + ", ".join(f"{item}[{e}]" for e in elements) + ")"
+
+
+def parts(values: Sequence[Operand], leaves: Leaves, homes: dict[Value, Home]) -> list[str | int]:
+    """The items of a list display: starred runs as text, single values as their position."""
+    items: list[str | int] = []
+    at = 0
+    while at < len(values):
+        subtree = leaves.subtree(values, at)
+        if subtree is not None:
+            items.append(f"*jax.tree.leaves({subtree[0]})")
+            at += subtree[1]
+            continue
+        run: list[Home] = []
+        for value in values[at:]:
+            home = homes.get(value) if isinstance(value, Value) else None
+            if home is None:
+                break
+            run.append(home)
+        found = flattened(run) if len(run) > 1 else None
+        if found is not None:
+            items.append(found[0])
+            at += found[1]
+        else:
+            items.append(at)
+            at += 1
+    return items

@@ -1,0 +1,43 @@
+"""Gathers and scatters."""
+
+from __future__ import annotations
+
+from precir.ops.base import Keeps, Op, call
+from precir.ops.writing import DROPPED, REQUIRED
+
+_SCATTER = {
+    "update_jaxpr": DROPPED,
+    "update_consts": (),
+    "indices_are_sorted": False,
+    "unique_indices": False,
+    "mode": REQUIRED,
+}
+
+
+def _scatter(name: str, function: str) -> Op:
+    write = call(function, positional=("dimension_numbers",), keywords=_SCATTER)
+    return Op(name, Keeps.FOLLOW, write)
+
+
+OPS: tuple[Op, ...] = (
+    Op(
+        "gather",
+        Keeps.MOVE,
+        call(
+            "lax.gather",
+            positional=("dimension_numbers", "slice_sizes"),
+            keywords={
+                "unique_indices": False,
+                "indices_are_sorted": False,
+                "mode": REQUIRED,
+                "fill_value": None,
+            },
+        ),
+    ),
+    _scatter("scatter", "lax.scatter"),
+    _scatter("scatter-add", "lax.scatter_add"),
+    _scatter("scatter-sub", "lax.scatter_sub"),
+    _scatter("scatter-mul", "lax.scatter_mul"),
+    _scatter("scatter-min", "lax.scatter_min"),
+    _scatter("scatter-max", "lax.scatter_max"),
+)

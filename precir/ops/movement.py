@@ -1,0 +1,128 @@
+"""Ops that move numbers and make none, and those that make index-like arrays."""
+
+from __future__ import annotations
+
+from precir.ir import Literal, Node
+from precir.ops.base import Keeps, Op, bind, call
+from precir.ops.writing import ATOM, REQUIRED, Hole, Template, Writer, source
+
+MOVE, FOLLOW, OWN = Keeps.MOVE, Keeps.FOLLOW, Keeps.OWN
+
+
+def _reshape(node: Node, w: Writer) -> Template:
+    if node.params.get("dimensions") is not None or node.params.get("sharding") is not None:
+        return _reshape_plain(node, w)
+    if isinstance(node.inputs[0], Literal):
+        return _reshape_plain(node, w)
+    return Template((Hole(0, ATOM), f".reshape{source(tuple(node.params['new_sizes']), w)}"))
+
+
+_reshape_plain = call("lax.reshape", positional=("new_sizes",), keywords={"dimensions": None, "sharding": None})
+
+
+def _transpose(node: Node, w: Writer) -> Template:
+    permutation = tuple(node.params["permutation"])
+    if permutation == (1, 0):
+        return Template((Hole(0, ATOM), ".T"))
+    return Template((Hole(0, ATOM), f".transpose{source(permutation, w)}"))
+
+
+def _broadcast(node: Node, w: Writer) -> Template:
+    shape, dims = tuple(node.params["shape"]), tuple(node.params["broadcast_dimensions"])
+    operand = node.inputs[0]
+    if node.params.get("sharding") is not None or len(node.inputs) > 1:
+        return bind(node, w)
+    if isinstance(operand, Literal):
+        pieces = (f"lax.full({source(shape, w)}, ", Hole(0), ")")
+        return Template(pieces)
+    return Template(("lax.broadcast_in_dim(", Hole(0), f", {source(shape, w)}, {source(dims, w)})"))
+
+
+def _slice(node: Node, w: Writer) -> Template:
+    shape = node.inputs[0].type.shape
+    starts, limits = node.params["start_indices"], node.params["limit_indices"]
+    strides = node.params["strides"] or (1,) * len(shape)
+    if isinstance(node.inputs[0], Literal):
+        return _slice_plain(node, w)
+    changed = [
+        i for i, n in enumerate(shape) if (starts[i], limits[i], strides[i]) != (0, n, 1)
+    ]  # lax.slice_in_dim reads better than three tuples where one axis is cut
+    if len(changed) == 1:
+        i = changed[0]
+        stride = f", stride={strides[i]}" if strides[i] != 1 else ""
+        axis = f", axis={i}" if i else ""
+        return Template(("lax.slice_in_dim(", Hole(0), f", {starts[i]}, {limits[i]}{stride}{axis})"))
+    return _slice_plain(node, w)
+
+
+_slice_plain = call("lax.slice", positional=("start_indices", "limit_indices"), keywords={"strides": None})
+
+
+def _iota(node: Node, w: Writer) -> Template:
+    if node.inputs or node.params.get("sharding") is not None:
+        return bind(node, w)
+    dtype, shape = source(node.params["dtype"], w), tuple(node.params["shape"])
+    if len(shape) == 1:
+        return Template((f"lax.iota({dtype}, {shape[0]})",))
+    return Template((f"lax.broadcasted_iota({dtype}, {source(shape, w)}, {node.params['dimension']})",))
+
+
+def _concatenate(node: Node, w: Writer) -> Template:
+    pieces: list[str | Hole] = ["lax.concatenate(["]
+    for i in range(len(node.inputs)):
+        pieces += [", "] * (i > 0) + [Hole(i)]
+    return Template((*pieces, f"], {node.params['dimension']})"))
+
+
+def _dynamic_slice(node: Node, w: Writer) -> Template:
+    if len(node.inputs) != 1 + node.inputs[0].type.rank:
+        return bind(node, w)
+    return Template(
+        ("lax.dynamic_slice(", Hole(0), ", ", *_indices(node, 1), f", {source(tuple(node.params['slice_sizes']), w)})")
+    )
+
+
+def _dynamic_update_slice(node: Node, w: Writer) -> Template:
+    return Template(("lax.dynamic_update_slice(", Hole(0), ", ", Hole(1), ", ", *_indices(node, 2), ")"))
+
+
+def _indices(node: Node, first: int) -> list[str | Hole]:
+    pieces: list[str | Hole] = ["("]
+    for i in range(first, len(node.inputs)):
+        pieces += [Hole(i), ", " if i + 1 < len(node.inputs) or i == first else ""]
+    return [*pieces, ")"]
+
+
+def _split(node: Node, w: Writer) -> Template:
+    pattern = "({},)" if len(node.outputs) == 1 else None
+    sizes = source(tuple(int(s) for s in node.params["sizes"]), w)
+    return Template(("lax.split(", Hole(0), f", {sizes}, axis={node.params['axis']})"), targets=pattern)
+
+
+def _squeeze(node: Node, w: Writer) -> Template:
+    return Template(("lax.squeeze(", Hole(0), f", {source(tuple(node.params['dimensions']), w)})"))
+
+
+def _barrier(node: Node, w: Writer) -> Template:
+    pieces: list[str | Hole] = ["lax.optimization_barrier(("]
+    for i in range(len(node.inputs)):
+        pieces += [Hole(i), ", " if i + 1 < len(node.inputs) or i == 0 else ""]
+    return Template((*pieces, "))"), targets="({},)" if len(node.outputs) == 1 else None)
+
+
+OPS: tuple[Op, ...] = (
+    Op("reshape", MOVE, _reshape),
+    Op("transpose", MOVE, _transpose),
+    Op("broadcast_in_dim", MOVE, _broadcast),
+    Op("squeeze", MOVE, _squeeze),
+    Op("expand_dims", MOVE, call("lax.expand_dims", keywords={"dimensions": REQUIRED})),
+    Op("slice", MOVE, _slice),
+    Op("rev", MOVE, call("lax.rev", positional=("dimensions",))),
+    Op("pad", FOLLOW, call("lax.pad", positional=("padding_config",))),
+    Op("concatenate", FOLLOW, _concatenate),
+    Op("split", MOVE, _split),
+    Op("dynamic_slice", MOVE, _dynamic_slice),
+    Op("dynamic_update_slice", FOLLOW, _dynamic_update_slice),
+    Op("iota", OWN, _iota),
+    Op("optimization_barrier", OWN, _barrier),
+)

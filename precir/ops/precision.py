@@ -1,0 +1,35 @@
+"""precir's own ops: casts, quantisation and products of quantised operands."""
+
+from __future__ import annotations
+
+from precir.ir import Node
+from precir.ops.base import Keeps, Op
+from precir.ops.writing import ATOM, Hole, Template, Writer, dtype_source, source
+
+OWN = Keeps.OWN
+_FORMAT_NAMES = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
+
+
+def _cast(node: Node, w: Writer) -> Template:
+    return Template((Hole(0, ATOM), f".astype({dtype_source(node.params['dtype'], w)})"))
+
+
+def _quantize(node: Node, w: Writer) -> Template:
+    quantize = w.use("precir.kernels", "quantize")
+    format_ = w.use("precir.kernels", _FORMAT_NAMES[node.params["dtype"]])
+    scaling = node.params.get("scaling", "current")
+    option = "" if scaling == "current" else f", scaling={scaling!r}"
+    return Template((f"{quantize}(", Hole(0), f", {format_}{option})"))
+
+
+def _scaled_dot(node: Node, w: Writer) -> Template:
+    scaled_dot = w.use("precir.kernels", "scaled_dot")
+    dims, out = source(node.params["dimension_numbers"], w), dtype_source(node.params["dtype"], w)
+    return Template((f"{scaled_dot}(", Hole(0), ", ", Hole(1), f", {dims}, out={out})"))
+
+
+OPS: tuple[Op, ...] = (
+    Op("cast", OWN, _cast),
+    Op("quantize", OWN, _quantize),
+    Op("scaled_dot", OWN, _scaled_dot),
+)

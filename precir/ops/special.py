@@ -1,0 +1,83 @@
+"""Everything bound directly: linear algebra, transforms, collectives, and ops unknown to precir."""
+
+from __future__ import annotations
+
+from precir.errors import EmitError
+from precir.ir import Node, Region
+from precir.ops.base import Keeps, Op, call
+from precir.ops.writing import Hole, Opaque, Template, Writer, dtype_source, source
+from precir.primitives import import_path, primitive_named
+
+
+def bind_template(node: Node, w: Writer) -> Template:
+    """`primitive.bind(operands, parameter=value)`, exactly as traced."""
+    primitive = primitive_named(node.op)
+    if primitive is None:
+        raise EmitError(
+            f"no JAX primitive is named {node.op!r}",
+            where=str(node.source),
+            fix="import the library that defines it first",
+        )
+    path = import_path(node.op)
+    name = w.use(*path) if path else w.external(primitive)
+    pieces: list[str | Hole] = [f"{name}.bind("]
+    for i in range(len(node.inputs)):
+        pieces += [", "] * (i > 0) + [Hole(i)]
+    for key, value in node.params.items():
+        pieces.append((", " if len(pieces) > 1 else "") + f"{key}={_parameter(node, value, w)}")
+    targets = None
+    if primitive.multiple_results and len(node.outputs) == 1:
+        targets = "({},)"
+    return Template((*pieces, ")"), targets=targets)
+
+
+def _parameter(node: Node, value: object, w: Writer) -> str:
+    if isinstance(value, Region):
+        graph = node.regions[value.index]
+        shapes = ", ".join(
+            f"jax.ShapeDtypeStruct({source(v.type.shape, w)}, {dtype_source(v.type.dtype, w)})"
+            for v in graph.inputs
+        )
+        made = f"jax.make_jaxpr({w.function(graph)})({shapes})"
+        return made if value.closed else f"{made}.jaxpr"
+    try:
+        return source(value, w)
+    except Opaque as opaque:
+        return w.external(value if opaque.value is not value else opaque.value)
+
+
+def bound(name: str, keeps: Keeps = Keeps.OWN) -> Op:
+    return Op(name, keeps, bind_template)
+
+
+def unknown(name: str) -> Op:
+    """The entry of a primitive precir has no rules for: its own precision, its own bind."""
+    return bound(name)
+
+
+OPS: tuple[Op, ...] = (
+    # linear algebra: its own precision, always
+    *map(
+        bound,
+        ["lu", "qr", "svd", "eig", "eigh", "cholesky", "triangular_solve", "tridiagonal_solve",
+         "householder_product", "geqrf", "geqp3", "hessenberg", "tridiagonal", "schur",
+         "lu_pivots_to_permutation", "cholesky_update", "symmetric_product"],
+    ),
+    Op("fft", Keeps.OWN, call("lax.fft", positional=("fft_type", "fft_lengths"))),
+    # collectives
+    Op("psum", Keeps.OWN, bind_template),
+    *map(
+        bound,
+        ["psum_invariant", "pvary", "pmax", "pmin", "ppermute", "all_gather", "all_gather_invariant",
+         "all_to_all", "reduce_scatter", "axis_index", "pcast", "psum_scatter"],
+    ),
+    Op("sharding_constraint", Keeps.OWN, call(
+        "lax.with_sharding_constraint", positional=("sharding",),
+        keywords={"layout": None, "context_mesh": None, "unconstrained_dims": frozenset(),
+                  "resource_env": None},
+    )),
+    *map(bound, ["reduce_window_sum", "reduce_window_max", "reduce_window_min",
+                 "select_and_gather_add", "select_and_scatter_add", "select_and_scatter",
+                 "approx_top_k", "device_put", "ragged_dot_general", "debug_callback",
+                 "pure_callback", "io_callback"]),
+)  # fmt: skip
