@@ -1,5 +1,4 @@
-"""Small synthetic tasks that a model learns in 50 steps: every batch is numpy, made from its index.
-"""
+"""Small synthetic tasks that a model learns in 50 steps; a batch is numpy, made from its index."""
 
 import numpy as np
 

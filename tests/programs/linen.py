@@ -1,5 +1,6 @@
 """flax linen: modules by name, TrainState, mutable collections, lifted scan and remat."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -80,8 +81,9 @@ def gpt_tied_init(seed: int) -> TrainState:
     return gpt_state(GPT_TIED, seed)
 
 
-def gpt_state(model: GPT, seed: int) -> TrainState:
-    params = jax.jit(model.init)(jax.random.key(seed), tokens(0)[0][:, :-1])["params"]
+@partial(jax.jit, static_argnums=0)
+def gpt_state(model: nn.Module, seed: int) -> TrainState:
+    params = model.init(jax.random.key(seed), tokens(0)[0][:, :-1])["params"]
     return TrainState.create(apply_fn=model.apply, params=params, tx=ADAMW)
 
 
@@ -98,8 +100,9 @@ def gpt_step(state: TrainState, tokens: jax.Array) -> tuple[TrainState, jax.Arra
 GPT_DROPOUT = GPT(dropout=0.1)
 
 
+@jax.jit
 def dropout_init(seed: int) -> tuple[Tree, Tree, jax.Array]:
-    params = jax.jit(GPT_DROPOUT.init)(jax.random.key(seed), tokens(0)[0][:, :-1])
+    params = GPT_DROPOUT.init(jax.random.key(seed), tokens(0)[0][:, :-1])
     return params, ADAMW.init(params), jax.random.key(seed + 1)
 
 
@@ -116,8 +119,64 @@ def dropout_step(state: tuple[Tree, Tree, jax.Array], tokens: jax.Array) -> tupl
     return (optax.apply_updates(params, updates), moments, key), loss
 
 
+# Layers under nn.scan, each rematerialised: the block is traced once, its parameters are stacked.
+
+class ScannedBlock(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        h = nn.LayerNorm()(x)
+        x = x + nn.MultiHeadDotProductAttention(num_heads=4, name="attn")(h, mask=mask)
+        h = nn.silu(nn.Dense(64, name="fc")(nn.RMSNorm()(x)))
+        return x + nn.Dense(x.shape[-1], name="proj")(h), None
+
+
+class ScannedGPT(nn.Module):
+    @nn.compact
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        x = nn.Embed(VOCAB, 32, name="wte")(tokens)
+        layers = nn.scan(nn.remat(ScannedBlock, prevent_cse=False), length=3, in_axes=nn.broadcast,
+                         variable_axes={"params": 0}, split_rngs={"params": True})
+        x, _ = layers(name="layers")(x, nn.make_causal_mask(tokens))
+        return nn.Dense(VOCAB, name="head")(nn.LayerNorm(name="ln_f")(x))
+
+
+SCANNED = ScannedGPT()
+
+
+def scanned_init(seed: int) -> TrainState:
+    return gpt_state(SCANNED, seed)
+
+
+# The forward function alone, to be differentiated by its user; one batch, so that its labels
+# can stay with the loss.
+
+FIXED, = tokens(0)
+
+
+def gpt_params(seed: int) -> Tree:
+    return gpt_init(seed).params
+
+
+def gpt_logits(params: Tree, tokens: jax.Array) -> jax.Array:
+    return GPT_UNTIED.apply({"params": params}, tokens)
+
+
+def gpt_inputs(i: int) -> tuple[Any]:
+    return (FIXED[:, :-1],)
+
+
+@jax.jit
+def gpt_loss(logits: jax.Array) -> jax.Array:
+    return next_token_loss(logits, FIXED)
+
+
 PROGRAMS = (
     Program("linen_gpt", "train", gpt_step, gpt_init, tokens, products=39),
-    Program("linen_gpt_tied", "train", gpt_step, gpt_tied_init, tokens, products=39),
-    Program("linen_gpt_dropout", "train", dropout_step, dropout_init, tokens, products=39),
+    Program("linen_gpt_tied", "train", gpt_step, gpt_tied_init, tokens, products=39,
+            slow=True),
+    Program("linen_gpt_dropout", "train", dropout_step, dropout_init, tokens, products=39,
+            slow=True),
+    Program("linen_gpt_scan_remat", "train", gpt_step, scanned_init, tokens, products=34),
+    Program("linen_gpt_model", "model", gpt_logits, gpt_params, gpt_inputs, products=13,
+            gradient_products=39, loss=gpt_loss, rate=0.5),
 )

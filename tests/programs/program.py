@@ -41,6 +41,7 @@ class Program:
     convolutions: int = 0
     gradient_products: int | None = None  # of a model: with those of its gradient
     learns: bool = True  # whether the loss falls over `steps`
+    slow: bool = False  # compiles for seconds, and is like another that stays in the quick run
     needs_devices: int = 1
     rate: float = 0.1  # of the plain gradient descent that trains a model
     options: Callable[[], dict[str, Any]] = dict  # what jax.jit is told: static, donated, sharded
@@ -66,7 +67,12 @@ def advance(step: Callable[..., Tree], program: Program, state: Tree,
         return outputs[0], program.loss(outputs)
     loss, gradients = jax.value_and_grad(
         lambda params: program.loss(step(params, *arguments, **keywords)))(state)
-    return jax.tree.map(lambda p, g: p - program.rate * g, state, gradients), loss
+    return descend(state, gradients, program.rate), loss
+
+
+@jax.jit
+def descend(params: Tree, gradients: Tree, rate: float) -> Tree:
+    return jax.tree.map(lambda p, g: p - (rate * g).astype(p.dtype), params, gradients)
 
 
 def count(jaxpr: Any, primitive: str) -> int:
