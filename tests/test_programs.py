@@ -5,9 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.programs import PROGRAMS, Program, advance, assert_bit_identical, count, run
-
-every_program = pytest.mark.parametrize("program", PROGRAMS, ids=lambda p: p.name)
+from tests.programs import (
+    PROGRAMS,
+    Program,
+    advance,
+    assert_bit_identical,
+    count,
+    every_program,
+    run,
+)
 
 
 def jitted(program: Program):

@@ -3,14 +3,32 @@
 `PROGRAMS` is the whole table; a file per family holds the programs.
 """
 
-from . import equinox_, haiku_, linen, plain
+import pytest
+
+from . import (
+    calling,
+    control,
+    dtypes,
+    equinox_,
+    haiku_,
+    linen,
+    linen_state,
+    nnx,
+    optimizers,
+    plain,
+    rules,
+    sharded,
+    silent,
+)
 from .program import Program, advance, assert_bit_identical, count, run
 
-PROGRAMS: tuple[Program, ...] = (
-    *linen.PROGRAMS,
-    *equinox_.PROGRAMS,
-    *haiku_.PROGRAMS,
-    *plain.PROGRAMS,
-)
+FAMILIES = (linen, linen_state, nnx, equinox_, haiku_, plain, optimizers, rules, control, dtypes,
+            calling, sharded, silent)
 
-__all__ = ["PROGRAMS", "Program", "advance", "assert_bit_identical", "count", "run"]
+PROGRAMS: tuple[Program, ...] = tuple(p for family in FAMILIES for p in family.PROGRAMS)
+
+every_program = pytest.mark.parametrize("program", [
+    pytest.param(p, id=p.name, marks=pytest.mark.slow if p.slow else ()) for p in PROGRAMS])
+
+__all__ = ["PROGRAMS", "Program", "advance", "assert_bit_identical", "count", "every_program",
+           "run"]
