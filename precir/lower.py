@@ -20,6 +20,7 @@ from jax.extend import core as jex_core
 
 from precir.errors import LoweringError
 from precir.ir import BACKWARD, FORWARD, UNPHASED, Graph, Literal, Node, Operand, Region, Type, Value
+from precir.phases import complete_phases
 from precir.primitives import remember
 from precir.source import Source
 
@@ -43,7 +44,6 @@ _REGIONS = {
     "custom_vjp_call": ("call_jaxpr",),
     "custom_vjp_call_jaxpr": ("call_jaxpr",),
     "shard_map": ("jaxpr",),
-    "custom_linear_solve": ("jaxprs",),
 }
 _CANONICAL_NAMES = {"remat2": "remat", "checkpoint": "remat", "custom_vjp_call_jaxpr": "custom_vjp_call"}
 # Parameters that say nothing once the sub-graphs are out: rules that JAX has already applied
@@ -115,7 +115,9 @@ class _Lowering:
                 env[var] = self.constant(const, var.aval, nodes)
         self.body(jaxpr, env, nodes, "", phase)
         outputs = tuple(self.read(env, v, nodes) for v in jaxpr.outvars)
-        return Graph(name, tuple(inputs), tuple(nodes), outputs, self.constants), captured
+        graph = Graph(name, tuple(inputs), tuple(nodes), outputs, self.constants)
+        complete_phases(graph, phase or FORWARD)
+        return graph, captured
 
     def region(self, jaxpr: Any, name: str, scope: str, phase: str) -> Graph:
         consts: Sequence[Any] = ()
@@ -146,6 +148,9 @@ class _Lowering:
             inner_scope, inner_phase = self.place(eqn.source_info.name_stack, scope, phase)
             if op in _INLINED:
                 self.inline(eqn, env, nodes, inner_scope, inner_phase)
+                continue
+            if op == "custom_linear_solve":
+                self.solve(eqn, env, nodes, inner_scope, inner_phase)
                 continue
             inputs = [
                 env[v] if type(v) is not src_core.Literal else self.literal(v, nodes)
@@ -186,6 +191,23 @@ class _Lowering:
         outs = self.constrain(outs, eqn.params.get("out_shardings"), eqn, nodes, scope, phase)
         env.update(zip(eqn.outvars, outs, strict=True))
 
+    def solve(
+        self, eqn: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str
+    ) -> None:
+        """A linear solve is its `solve` program; the others only serve its derivatives."""
+        lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
+        args = [self.read(env, v, nodes) for v in eqn.invars]
+        first = lengths.matvec + lengths.vecmat
+        total = first + lengths.solve + lengths.transpose_solve
+        inner: dict[Any, Operand] = dict(
+            zip(solve.jaxpr.invars, args[first : first + lengths.solve] + args[total:], strict=True)
+        )
+        for var, const in zip(solve.jaxpr.constvars, solve.consts, strict=True):
+            inner[var] = self.constant(const, var.aval, nodes)
+        self.body(solve.jaxpr, inner, nodes, scope, phase)
+        outs = [self.read(inner, v, nodes) for v in solve.jaxpr.outvars]
+        env.update(zip(eqn.outvars, outs, strict=True))
+
     def constrain(
         self, operands: list[Operand], shardings: Any, eqn: Any, nodes: list[Node], scope: str, phase: str
     ) -> list[Operand]:
@@ -221,9 +243,6 @@ class _Lowering:
             params = {k: v for k, v in raw.items() if k not in dropped}
             if op == "scan":
                 params = _scan_params(raw)
-            elif op == "custom_linear_solve":
-                held = [raw["jaxprs"].solve]
-                params = {"num_consts": raw["const_lengths"]}
             names = [f"{op}_{k}" for k in ("cond", "body")] if op == "while" else [f"{op}_body"] * len(held)
             return params, tuple(
                 self.region(j, n, scope, phase) for j, n in zip(held, names, strict=True)

@@ -14,9 +14,9 @@ _SCATTER = {
 }
 
 
-def _scatter(name: str, function: str) -> Op:
+def _scatter(name: str, function: str, keeps: Keeps = Keeps.FOLLOW) -> Op:
     write = call(function, positional=("dimension_numbers",), keywords=_SCATTER)
-    return Op(name, Keeps.FOLLOW, write)
+    return Op(name, keeps, write)
 
 
 OPS: tuple[Op, ...] = (
@@ -35,8 +35,8 @@ OPS: tuple[Op, ...] = (
         ),
     ),
     _scatter("scatter", "lax.scatter"),
-    _scatter("scatter-add", "lax.scatter_add"),
-    _scatter("scatter-sub", "lax.scatter_sub"),
+    _scatter("scatter-add", "lax.scatter_add", Keeps.WIDE),
+    _scatter("scatter-sub", "lax.scatter_sub", Keeps.WIDE),
     _scatter("scatter-mul", "lax.scatter_mul"),
     _scatter("scatter-min", "lax.scatter_min"),
     _scatter("scatter-max", "lax.scatter_max"),

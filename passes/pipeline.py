@@ -1,0 +1,61 @@
+"""The passes in order: one visible list, each leaving a graph behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from precir.ir import Graph
+from precir.passes.assign import Assignment, assign_formats
+from precir.passes.casts import insert_casts
+from precir.passes.simplify import simplify
+from precir.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class State:
+    """What flows through the passes: the program, the recipe, and what is decided so far."""
+
+    graph: Graph
+    recipe: Recipe
+    assignment: Assignment
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The program after one pass."""
+
+    name: str
+    graph: Graph
+
+
+Pass = Callable[[State], State]
+
+
+def _simplify(state: State) -> State:
+    return replace(state, graph=simplify(state.graph))
+
+
+def _assign(state: State) -> State:
+    return replace(state, assignment=assign_formats(state.graph, state.recipe))
+
+
+def _casts(state: State) -> State:
+    return replace(state, graph=insert_casts(state.graph, state.assignment, state.recipe))
+
+
+PASSES: tuple[tuple[str, Pass], ...] = (
+    ("simplify", _simplify),
+    ("assign", _assign),
+    ("casts", _casts),
+)
+
+
+def run_passes(graph: Graph, recipe: Recipe) -> tuple[State, list[Stage]]:
+    """Run every pass; returns the last state and the program after each pass, lowering first."""
+    state = State(graph, recipe, Assignment())
+    stages = [Stage("lower", graph)]
+    for name, run in PASSES:
+        state = run(state)
+        stages.append(Stage(name, state.graph))
+    return state, stages

@@ -1,0 +1,246 @@
+"""`precir.compile`: like `jax.jit`, but what runs is the emitted module."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from precir.emit.load import save as save_module
+from precir.errors import PrecirError
+from precir.program import Program, make_program
+from precir.recipe import Recipe
+from precir.recipe import recipe as find_recipe
+from precir.vjp import differentiable
+
+
+class Compiled:
+    """A function that runs as emitted source. Called, traced and lowered as `jax.jit`'s is."""
+
+    def __init__(self, fn: Callable[..., Any], recipe: Recipe, options: dict[str, Any]) -> None:
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+        self.recipe = recipe
+        self._static = {k: options[k] for k in ("static_argnums", "static_argnames") if k in options}
+        self._donated = {k: options[k] for k in ("donate_argnums", "donate_argnames") if k in options}
+        self._programs: dict[Any, tuple[Any, Program]] = {}
+        self._inner = jax.jit(fn, **self._static)
+
+        @functools.wraps(fn)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return self._run(*args, **kwargs)
+
+        self._outer = jax.jit(run, **options)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._outer(*args, **kwargs)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return self if instance is None else functools.partial(self, instance)
+
+    def __repr__(self) -> str:
+        return f"<precir.compile of {getattr(self._fn, '__name__', self._fn)}, recipe {self.recipe.name}>"
+
+    # -- as jax.jit has them -------------------------------------------------------------------
+
+    def trace(self, *args: Any, **kwargs: Any) -> Any:
+        """As `jax.jit(fn).trace`: a traced program, of the emitted source."""
+        return self._outer.trace(*args, **kwargs)
+
+    def lower(self, *args: Any, **kwargs: Any) -> Any:
+        """As `jax.jit(fn).lower`, abstract arguments and shardings included."""
+        return self._outer.lower(*args, **kwargs)
+
+    def eval_shape(self, *args: Any, **kwargs: Any) -> Any:
+        """As `jax.jit(fn).eval_shape`."""
+        return self._outer.eval_shape(*args, **kwargs)
+
+    def clear_cache(self) -> None:
+        """Forget every compiled signature."""
+        self._outer.clear_cache()
+        self._inner.clear_cache()
+        self._programs.clear()
+
+    # -- what precir adds ----------------------------------------------------------------------
+
+    def program(self, *args: Any, **kwargs: Any) -> Program:
+        """The `Program` for arguments like these: its graphs after each pass, its formats, its
+        emitted module. Arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+        traced = self._inner.trace(*args, **kwargs)
+        jaxpr = traced.jaxpr
+        key = (id(jaxpr.jaxpr), traced.in_tree)
+        found = self._programs.get(key)
+        if found is None:
+            static = self._static_positions()
+            program = make_program(self._fn, traced, self.recipe, static, self._decorator(static))
+            found = (jaxpr, program)
+            if not program.captured:
+                self._programs[key] = found
+        return found[1]
+
+    def source(self, *args: Any, **kwargs: Any) -> str:
+        """The emitted module's text for arguments like these."""
+        return self.program(*args, **kwargs).emitted.text
+
+    def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write the emitted module for arguments like these; large constants go to an `.npz`
+        beside it. It imports nothing of the original program."""
+        save_module(self.program(*args, **kwargs).emitted, path)
+
+    def report(self, *args: Any, **kwargs: Any) -> Any:
+        """Every product and tensor, its format and why; prints as tables with `rich.print`."""
+        from precir.report import Report
+
+        return Report.of(self.program(*args, **kwargs))
+
+    def dump(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write one text file per pass, the report and the emitted module to `folder`."""
+        from precir.dump import dump
+
+        dump(self.program(*args, **kwargs), folder)
+
+    # ------------------------------------------------------------------------------------------
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs under `jax.jit`'s trace, once for each signature."""
+        program = self.program(*args, **kwargs)
+        dynamic, named = self._dynamic(args, kwargs)
+        extra = {f"captured_{i}": v for i, v in enumerate(program.captured)}
+        main = program.main
+
+        def call(positional: Sequence[Any], keywords: dict[str, Any]) -> Any:
+            return main(*positional, **keywords, **extra)
+
+        with _naming_user_lines(program):
+            return differentiable(self._fn_of_dynamic(args, kwargs), program, call, dynamic, named)
+
+    def _static_positions(self) -> tuple[int, ...]:
+        numbers = self._static.get("static_argnums") or ()
+        found = {numbers} if isinstance(numbers, int) else set(numbers)
+        names = self._static.get("static_argnames") or ()
+        names = {names} if isinstance(names, str) else set(names)
+        for i, p in enumerate(self._parameters()):
+            if p.name in names and p.kind is not p.KEYWORD_ONLY:
+                found.add(i)
+        return tuple(sorted(found))
+
+    def _parameters(self) -> list[inspect.Parameter]:
+        try:
+            return list(inspect.signature(self._fn).parameters.values())
+        except (TypeError, ValueError):
+            return []
+
+    def _static_names(self) -> set[str]:
+        names = self._static.get("static_argnames") or ()
+        found = {names} if isinstance(names, str) else set(names)
+        parameters = self._parameters()
+        for i in self._static_positions():
+            if -len(parameters) <= i < len(parameters):
+                found.add(parameters[i].name)
+        return found
+
+    def _is_static(self, position: int, count: int) -> bool:
+        static = self._static_positions()
+        return position in static or position - count in static
+
+    def _dynamic(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        names = self._static_names()
+        kept = [a for i, a in enumerate(args) if not self._is_static(i, len(args))]
+        return kept, {k: v for k, v in kwargs.items() if k not in names}
+
+    def _fn_of_dynamic(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Callable[..., Any]:
+        """The user's function with its static arguments filled in."""
+        names = self._static_names()
+        fixed = {k: v for k, v in kwargs.items() if k in names}
+        statics = {i: a for i, a in enumerate(args) if self._is_static(i, len(args))}
+
+        def fn(positional: Sequence[Any], keywords: dict[str, Any]) -> Any:
+            rest = iter(positional)
+            full = [statics[i] if i in statics else next(rest) for i in range(len(args))]
+            return self._fn(*full, **fixed, **keywords)
+
+        return fn
+
+    def _decorator(self, static: Sequence[int]) -> str:
+        donated = self._donated.get("donate_argnums")
+        if donated is None or donated == ():
+            return "@jax.jit"
+        numbers = (donated,) if isinstance(donated, int) else tuple(donated)
+        moved = tuple(n - sum(s < n for s in static) for n in numbers if n not in static)
+        return f"@functools.partial(jax.jit, donate_argnums={moved!r})"
+
+
+class _naming_user_lines:
+    """Adds the user's line to an exception raised in emitted code."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        if error is None or isinstance(error, PrecirError):
+            return
+        file = getattr(self.program.module, "__file__", None)
+        while traceback is not None:
+            if traceback.tb_frame.f_code.co_filename == file:
+                source = self.program.emitted.sources.get(traceback.tb_lineno)
+                if source is not None and source.where is not None:
+                    where = source.where
+                    error.add_note(
+                        f"in code that precir emitted for {where.file}:{where.line} ({where.function})"
+                    )
+            traceback = traceback.tb_next
+
+
+def compile(
+    fn: Callable[..., Any] | None = None,
+    *,
+    recipe: str | Recipe = "float32",
+    static_argnums: int | Sequence[int] | None = None,
+    static_argnames: str | Iterable[str] | None = None,
+    donate_argnums: int | Sequence[int] | None = None,
+    donate_argnames: str | Iterable[str] | None = None,
+    in_shardings: Any = None,
+    out_shardings: Any = None,
+    keep_unused: bool = False,
+) -> Any:
+    """Compile a JAX function, a model or a whole train step, in the precision of a recipe.
+
+    Behaves as `jax.jit(fn, ...)` does: any pytrees, traced at the first call, cached by abstract
+    signature, usable inside jit, grad, vmap and scan, and as a decorator. What runs is a module
+    of JAX source that precir emits: see `Compiled.source`, `.save` and `.dump`.
+
+    Args:
+      fn: the function; leave it out to use `compile(recipe=...)` as a decorator.
+      recipe: a name ("float32" changes nothing) or a `Recipe`.
+      static_argnums, static_argnames, donate_argnums, donate_argnames, in_shardings,
+        out_shardings, keep_unused: as in `jax.jit`.
+
+    Raises:
+      RecipeError: the recipe is unknown.
+      TypeError, ValueError: whatever `jax.jit` raises for the same arguments.
+    """
+    found = find_recipe(recipe)
+    given = {
+        "static_argnums": static_argnums,
+        "static_argnames": static_argnames,
+        "donate_argnums": donate_argnums,
+        "donate_argnames": donate_argnames,
+        "in_shardings": in_shardings,
+        "out_shardings": out_shardings,
+        "keep_unused": keep_unused or None,
+    }
+    options = {k: v for k, v in given.items() if v is not None}
+    if fn is None:
+        return lambda f: compile(f, recipe=found, **options)
+    if not callable(fn):
+        raise TypeError(f"precir.compile takes a function, not {type(fn).__name__}")
+    if isinstance(fn, Compiled):
+        fn = fn._fn
+    return Compiled(fn, found, options)

@@ -1,0 +1,37 @@
+"""What the emitted module says of itself."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import precir
+
+if TYPE_CHECKING:
+    from precir.program import Program
+
+
+def module_doc(program: Program) -> str:
+    """The docstring of an emitted module: what it is, where from, what runs in which format."""
+    recipe, name = program.recipe, program.signature.name
+    lines = [f"{name}, compiled by precir {precir.__version__} with recipe {recipe.name}."]
+    code = getattr(program.source, "__code__", None)
+    if code is not None:
+        place = f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"
+        lines += ["", f"From {place}. {products_line(program)}".rstrip()]
+    return "\n".join(lines) + ("\n" if len(lines) > 1 else "")
+
+
+def products_line(program: Program) -> str:
+    """How many products run in 8 bits, and why the others do not."""
+    products = program.assignment.products
+    if not products:
+        return "It has no matrix products."
+    low = sum(p.low for p in products)
+    if not low:
+        kinds = Counter(p.operands[0] for p in products)
+        return f"Matrix products: {', '.join(f'{n} in {k}' for k, n in kinds.items())}."
+    reasons = Counter(p.reason for p in products if not p.low)
+    wide = "; ".join(f"{n} {r}" for r, n in reasons.items())
+    return f"{low} of {len(products)} products in FP8." + (f" Wide: {wide}." if wide else "")

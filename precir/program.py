@@ -1,0 +1,83 @@
+"""One traced signature of a function, all the way to an imported module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from precir.emit import Emitted, Signature, emit, load, signature_of
+from precir.ir import Graph
+from precir.lower import lower_jaxpr
+from precir.passes.assign import Assignment
+from precir.passes.pipeline import Stage, run_passes
+from precir.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Program:
+    """What precir made of a function at one signature.
+
+    Attributes:
+      signature: names and pytrees of its arguments and result.
+      stages: the program after lowering and after each pass.
+      assignment: the formats chosen, and how each product runs.
+      recipe: what they were chosen by.
+      captured: values of an outer trace that the function closes over, passed along at each call.
+      source: the user's function, for its name and place.
+    """
+
+    signature: Signature
+    stages: tuple[Stage, ...]
+    assignment: Assignment
+    recipe: Recipe
+    captured: tuple[Any, ...]
+    source: Callable[..., Any]
+    jit: str = "@jax.jit"
+
+    @property
+    def graph(self) -> Graph:
+        """The program as it is emitted."""
+        return self.stages[-1].graph
+
+    @cached_property
+    def emitted(self) -> Emitted:
+        return emit(self.graph, self.signature, doc=self.doc(), jit=self.jit)
+
+    @cached_property
+    def module(self) -> ModuleType:
+        """The emitted module, imported."""
+        return load(self.emitted)
+
+    @property
+    def main(self) -> Callable[..., Any]:
+        """The emitted function, not yet jitted."""
+        function: Callable[..., Any] = getattr(self.module, self.signature.name)
+        return getattr(function, "__wrapped__", function)
+
+    def doc(self) -> str:
+        from precir.describe import module_doc
+
+        return module_doc(self)
+
+
+def make_program(
+    fn: Callable[..., Any], traced: Any, recipe: Recipe, static: Sequence[int], jit: str
+) -> Program:
+    """Lower what `jax.jit(fn, ...).trace(...)` gave and run the passes."""
+    name = function_name(fn)
+    out_tree = jax.tree.structure(traced.out_info)
+    signature = signature_of(fn, traced.in_tree, out_tree, static, name)
+    graph, captured = lower_jaxpr(traced.jaxpr, name=name, labels=signature.labels())
+    state, stages = run_passes(graph, recipe)
+    return Program(signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit)
+
+
+def function_name(fn: Callable[..., Any]) -> str:
+    from precir.emit.names import Names, identifier
+
+    return Names().fresh(identifier(getattr(fn, "__name__", type(fn).__name__)))

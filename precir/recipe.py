@@ -1,0 +1,143 @@
+"""Recipes: which numbers a program computes in, as small frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from precir.errors import RecipeError
+
+KEEP, MIXED, TRUE = "keep", "mixed", "true"
+
+
+@dataclass(frozen=True)
+class Override:
+    """Nodes whose scope matches `scope` (a glob, as `*/lm_head`) compute in `keep`."""
+
+    scope: str
+    keep: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a compiled program computes in.
+
+    Attributes:
+      name: what it is called.
+      mode: "keep" changes nothing; "mixed" chooses by op class; "true" puts everything in
+        `compute`. Arguments and results keep their dtypes in every mode.
+      compute: dtype of products, and of ops that follow their operands.
+      wide: dtype of sums, norms, exponentials, losses and updates (mode "mixed").
+      forward: 8-bit format of the operands of products, None to leave them in `compute`.
+      gradient: 8-bit format of incoming gradients in backward products.
+      last_product: dtype of a product whose result reaches the loss through no other product
+        (the logits), and of its two gradients; None treats it like the rest.
+      scaling: where the scale of a quantised tensor comes from: "current" (its own largest
+        element), or "unit" (always one: a control, not for training).
+      overrides: exceptions by scope; the last that matches wins.
+    """
+
+    name: str
+    mode: str = KEEP
+    compute: str = "float32"
+    wide: str = "float32"
+    forward: str | None = None
+    gradient: str | None = None
+    last_product: str | None = None
+    scaling: str = "current"
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        _among("mode", self.mode, (KEEP, MIXED, TRUE))
+        _among("compute", self.compute, _FLOATS)
+        _among("wide", self.wide, _FLOATS)
+        _among("scaling", self.scaling, ("current", "unit"))
+        for field in ("forward", "gradient"):
+            if getattr(self, field) is not None:
+                _among(field, getattr(self, field), _NARROW)
+        if self.last_product is not None:
+            _among("last_product", self.last_product, _FLOATS)
+        if (self.forward is None) != (self.gradient is None):
+            raise RecipeError("forward and gradient are 8-bit formats together or neither")
+        for o in self.overrides:
+            _among("keep", o.keep, _FLOATS)
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A copy with some fields changed. Raises `RecipeError` for a field there is not."""
+        unknown = set(changes) - set(self.__dataclass_fields__)
+        if unknown:
+            raise RecipeError(
+                f"a recipe has no field {', '.join(sorted(unknown))}",
+                fix=f"one of {', '.join(self.__dataclass_fields__)}",
+            )
+        return replace(self, **changes)
+
+    def where(self, *, scope: str, keep: str) -> Recipe:
+        """A copy in which nodes whose scope matches the glob `scope` compute in `keep`."""
+        return replace(self, overrides=(*self.overrides, Override(scope, keep)))
+
+    def override(self, scope: str) -> str | None:
+        """The dtype that an override asks for at a scope, if one does."""
+        for o in reversed(self.overrides):
+            if fnmatchcase(scope, o.scope) or fnmatchcase(scope, f"{o.scope}/*"):
+                return o.keep
+        return None
+
+
+_FLOATS = ("float32", "bfloat16", "float16", "float64")
+_NARROW = ("float8_e4m3fn", "float8_e5m2")
+
+
+def _among(field: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise RecipeError(f"{field} cannot be {value!r}", fix=f"one of {', '.join(known)}")
+
+
+_FP8 = Recipe(
+    "fp8", MIXED, "bfloat16",
+    forward="float8_e4m3fn", gradient="float8_e5m2", last_product="bfloat16",
+)  # fmt: skip
+
+RECIPES: dict[str, Recipe] = {
+    r.name: r
+    for r in (
+        Recipe("float32"),
+        Recipe("bf16-mixed", MIXED, "bfloat16"),
+        Recipe("bf16-true", TRUE, "bfloat16", "bfloat16"),
+        Recipe("16-true", TRUE, "float16", "float16"),
+        Recipe("64-true", TRUE, "float64", "float64"),
+        _FP8,
+    )
+}
+# Lightning Fabric's spellings of what is here, and of what is not yet.
+_ALIASES = {"32-true": "float32", "32": "float32", "bf16": "bf16-mixed", "64": "64-true"}
+_NOT_YET = {
+    "16-mixed": "float16 needs loss scaling: use bf16-mixed or fp8",
+    "16": "float16 needs loss scaling: use bf16-mixed or fp8",
+    "transformer-engine": "use fp8, which needs no module swap",
+    "transformer-engine-float16": "use fp8, which needs no module swap",
+    "fp8-delayed": "use fp8 (current scaling)",
+    "fp8-static": "use fp8 (current scaling)",
+    "fp8-row": "use fp8 (current scaling)",
+    "fp8-block": "use fp8 (current scaling)",
+    "mxfp8": "use fp8 (current scaling)",
+}
+
+
+def recipe(name: str | Recipe) -> Recipe:
+    """The recipe of that name. Raises `RecipeError` that lists the known ones."""
+    if isinstance(name, Recipe):
+        return name
+    if not isinstance(name, str):
+        raise RecipeError(f"a recipe is a name or a precir.Recipe, not {type(name).__name__}")
+    found = RECIPES.get(_ALIASES.get(name, name))
+    if found is not None:
+        return found
+    known = ", ".join(sorted({*RECIPES, *_ALIASES}))
+    if name in _NOT_YET:
+        raise RecipeError(f"the recipe {name!r} is not built yet", fix=f"{_NOT_YET[name]}; known: {known}")
+    close = get_close_matches(name, [*RECIPES, *_ALIASES], n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise RecipeError(f"there is no recipe {name!r}", fix=f"{hint}known: {known}")

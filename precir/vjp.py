@@ -1,0 +1,289 @@
+"""Derivatives of a compiled function: forward and backward compiled together.
+
+`jax.vjp` of the user's function is traced, so that JAX itself applies its custom rules; the two
+halves become one graph, the passes run over it, and the cut between them decides the residuals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.custom_derivatives import SymbolicZero
+
+from precir.emit import Parameter, Signature, emit, load
+from precir.errors import DerivativeError
+from precir.ir import BACKWARD, FORWARD, Graph, Node, Operand, Type, Value
+from precir.lower import lower_jaxpr
+from precir.passes.pipeline import run_passes
+from precir.program import Program
+
+Call = Callable[[Sequence[Any], dict[str, Any]], Any]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["leaves"], meta_fields=["pair"])
+@dataclass(frozen=True)
+class Residuals:
+    """What the forward program leaves for the backward one, and which programs these are."""
+
+    leaves: Any
+    pair: Any
+
+
+def differentiable(
+    fn: Call, program: Program, call: Call, positional: Sequence[Any], keywords: dict[str, Any]
+) -> Any:
+    """`call(positional, keywords)`, with the compiled backward program as its derivative."""
+    leaves, tree = jax.tree.flatten((list(positional), keywords))
+    effects = any(n.effects for n in program.graph.walk())
+    if effects or program.captured or not any(_inexact(x) for x in leaves):
+        return call(positional, keywords)
+    pairs: dict[tuple[bool, ...], Pair] = {}
+
+    @jax.custom_vjp
+    def flat(*leaves: Any) -> Any:
+        args, kwargs = jax.tree.unflatten(tree, leaves)
+        return call(args, kwargs)
+
+    def forward(*primals: Any) -> tuple[Any, Residuals]:
+        perturbed = tuple(bool(p.perturbed) and _inexact(p.value) for p in primals)
+        values = [p.value for p in primals]
+        pair = pairs.get(perturbed)
+        if pair is None:
+            pair = pairs[perturbed] = make_pair(fn, program, tree, values, perturbed)
+        out, residuals = pair.forward(*values)
+        return out, Residuals(residuals, pair)
+
+    def backward(residuals: Residuals, cotangents: Any) -> tuple[Any, ...]:
+        pair = residuals.pair
+        kept = [c for c, float_ in zip(_zeros(cotangents), pair.float_outputs, strict=True) if float_]
+        gradients = iter(pair.backward(residuals.leaves, kept))
+        return tuple(next(gradients) if p else None for p in pair.perturbed)
+
+    flat.defvjp(forward, backward, symbolic_zeros=True)
+    return flat(*leaves)
+
+
+def _inexact(x: Any) -> bool:
+    return bool(jax.numpy.issubdtype(jax.numpy.result_type(x), np.inexact)) if _is_number(x) else False
+
+
+def _is_number(x: Any) -> bool:
+    dtype = getattr(x, "dtype", None)
+    return dtype is None or not jax.numpy.issubdtype(dtype, jax.dtypes.extended)
+
+
+def _zeros(cotangents: Any) -> list[Any]:
+    leaves = jax.tree.leaves(cotangents, is_leaf=lambda c: isinstance(c, SymbolicZero))
+    return [
+        jax.numpy.zeros(c.shape, c.dtype)
+        if isinstance(c, SymbolicZero) and c.dtype != jax.dtypes.float0
+        else c
+        for c in leaves
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """The compiled forward and backward programs of one set of differentiated leaves."""
+
+    forward: Callable[..., tuple[Any, Any]]
+    backward: Callable[[Any, Sequence[Any]], Sequence[Any]]
+    perturbed: tuple[bool, ...]
+    float_outputs: tuple[bool, ...]
+    joint: Graph
+
+
+def make_pair(
+    fn: Call, program: Program, tree: Any, values: Sequence[Any], perturbed: tuple[bool, ...]
+) -> Pair:
+    """Trace `jax.vjp` of `fn`, run the passes over both halves at once, and cut."""
+    halves = _trace(fn, tree, values, perturbed)
+    joint = _join(*halves)
+    state, _ = run_passes(joint.graph, program.recipe)
+    first, second, residual_count = _cut(state.graph, joint)
+    name = program.signature.name
+    out_tree = program.signature.result
+    inputs = tuple(
+        Parameter(f"x{i}", jax.tree.structure(0)) for i in range(len(values))
+    )
+    many = jax.tree.structure([0] * residual_count)
+    forward_result = jax.tree_util.treedef_tuple([out_tree, many])
+    cotangents = jax.tree.structure([0] * len(joint.cotangents))
+    forward_signature = Signature(f"{name}_forward", inputs, forward_result)
+    backward_signature = Signature(
+        f"{name}_backward",
+        (Parameter("residuals", many), Parameter("cotangents", cotangents)),
+        jax.tree.structure([0] * sum(perturbed)),
+    )
+    forward = _loaded(first, forward_signature)
+    backward = _loaded(second, backward_signature)
+    return Pair(forward, backward, perturbed, joint.float_outputs, state.graph)
+
+
+def _loaded(graph: Graph, signature: Signature) -> Callable[..., Any]:
+    module = load(emit(graph, signature, jit=""))
+    function: Callable[..., Any] = getattr(module, signature.name)
+    return function
+
+
+def _trace(
+    fn: Call, tree: Any, values: Sequence[Any], perturbed: Sequence[bool]
+) -> tuple[Graph, Graph, tuple[bool, ...]]:
+    """Graphs of `jax.vjp`'s two halves: (leaves -> outputs + residuals), (residuals + cotangents
+    of floating outputs -> gradients)."""
+    moving = [i for i, p in enumerate(perturbed) if p]
+    held: dict[str, Any] = {}
+
+    def forward(*leaves: Any) -> list[Any]:
+        def of_moving(*moved: Any) -> Any:
+            full = list(leaves)
+            for i, m in zip(moving, moved, strict=True):
+                full[i] = m
+            args, kwargs = jax.tree.unflatten(tree, full)
+            return fn(args, kwargs)
+
+        out, pullback = jax.vjp(of_moving, *[leaves[i] for i in moving])
+        flat, held["out_tree"] = jax.tree.flatten(out)
+        residuals, held["pullback"] = jax.tree.flatten(pullback)
+        held["outputs"] = [(x.shape, x.dtype) for x in map(jax.typeof, flat)]
+        return [*flat, *residuals]
+
+    traced = jax.jit(forward).trace(*values)
+    first, captured = lower_jaxpr(traced.jaxpr, name="forward", labels=None, phase=FORWARD)
+    if captured:
+        raise DerivativeError(
+            "the function closes over a value of an outer trace",
+            fix="pass the value to the compiled function as an argument",
+        )
+    outputs = held["outputs"]
+    floating = tuple(bool(jax.numpy.issubdtype(d, np.inexact)) for _, d in outputs)
+
+    def backward(residuals: Sequence[Any], cotangents: Sequence[Any]) -> Any:
+        pullback = jax.tree.unflatten(held["pullback"], residuals)
+        given = iter(cotangents)
+        full = [
+            next(given) if f else np.zeros(s, jax.dtypes.float0)
+            for (s, _), f in zip(outputs, floating, strict=True)
+        ]
+        return pullback(jax.tree.unflatten(held["out_tree"], full))
+
+    shapes = jax.tree.leaves(traced.out_info)
+    residuals = [_abstract(s) for s in shapes[len(outputs) :]]
+    cotangents = [
+        jax.ShapeDtypeStruct(s, d) for (s, d), f in zip(outputs, floating, strict=True) if f
+    ]
+    traced_back = jax.jit(backward).trace(residuals, cotangents)
+    second, captured = lower_jaxpr(traced_back.jaxpr, name="backward", labels=None, phase=BACKWARD)
+    if captured:
+        raise DerivativeError(
+            "the derivative closes over a value of an outer trace",
+            fix="pass the value to the compiled function as an argument",
+        )
+    return first, second, floating
+
+
+def _abstract(info: Any) -> Any:
+    return jax.ShapeDtypeStruct(info.shape, info.dtype, weak_type=getattr(info, "weak_type", False))
+
+
+@dataclass(frozen=True)
+class _Joint:
+    graph: Graph
+    outputs: int
+    cotangents: tuple[Value, ...]
+    float_outputs: tuple[bool, ...]
+
+
+def _join(first: Graph, second: Graph, floating: tuple[bool, ...]) -> _Joint:
+    """One graph of both halves: inputs are the leaves and the cotangents, outputs the results
+    and the gradients."""
+    outputs = len(floating)
+    residuals = first.outputs[outputs:]
+    env: dict[Value, Operand] = dict(zip(second.inputs[: len(residuals)], residuals, strict=True))
+    cotangents = []
+    for i, value in enumerate(second.inputs[len(residuals) :]):
+        made = Value(value.type, hint=f"cotangent{i}")
+        cotangents.append(made)
+        env[value] = made
+    nodes = list(first.nodes)
+    names = {n: f"b{n}" for n in second.constants}
+    for node in second.nodes:
+        inputs = [env.get(o, o) if isinstance(o, Value) else o for o in node.inputs]
+        params = node.params
+        if node.op == "constant":
+            params = {"name": names[node.params["name"]]}
+        made_node = node.like(inputs=inputs, params=params)
+        nodes.append(made_node)
+        env.update(zip(node.outputs, made_node.outputs, strict=True))
+    gradients = [env.get(o, o) if isinstance(o, Value) else o for o in second.outputs]
+    constants = {**first.constants, **{names[k]: v for k, v in second.constants.items()}}
+    graph = Graph(
+        "joint", (*first.inputs, *cotangents), tuple(nodes), (*first.outputs[:outputs], *gradients), constants
+    )
+    return _Joint(graph, outputs, tuple(cotangents), floating)
+
+
+def _cut(graph: Graph, joint: _Joint) -> tuple[Graph, Graph, int]:
+    """Split at the cotangents: what depends on one runs backward, the rest forward. Values made
+    forward and read backward are the residuals, in whatever format the passes gave them."""
+    count = len(joint.cotangents)
+    leaves, cotangents = graph.inputs[: len(graph.inputs) - count], graph.inputs[len(graph.inputs) - count :]
+    behind: set[Value] = set(cotangents)
+    first: list[Node] = []
+    second: list[Node] = []
+    for node in graph.nodes:
+        late = any(o in behind for o in node.inputs if isinstance(o, Value)) or (
+            node.phase == BACKWARD and node.op != "constant" and not _reads_values(node)
+        )
+        if late:
+            second.append(node)
+            behind.update(node.outputs)
+        else:
+            first.append(node)
+    outputs, gradients = graph.outputs[: joint.outputs], graph.outputs[joint.outputs :]
+    residuals: dict[Value, None] = {}
+    for o in (*(o for n in second for o in n.inputs), *gradients):
+        if isinstance(o, Value) and o not in behind:
+            residuals.setdefault(o)
+    constants = [v for v in residuals if v.node is not None and v.node.op == "constant"]
+    for value in constants:  # read on both sides, saved on neither
+        residuals.pop(value)
+        assert value.node is not None
+        second.insert(0, value.node)
+    received = {v: Value(v.type, hint=f"saved{i}") for i, v in enumerate(residuals)}
+    forward = graph.with_(
+        name="forward", inputs=leaves, nodes=tuple(first), outputs=(*outputs, *residuals)
+    )
+    backward = _renamed(graph, second, received, gradients, cotangents)
+    return forward, backward, len(residuals)
+
+
+def _reads_values(node: Node) -> bool:
+    return any(isinstance(o, Value) for o in node.inputs)
+
+
+def _renamed(
+    graph: Graph,
+    nodes: Sequence[Node],
+    received: dict[Value, Value],
+    outputs: Sequence[Operand],
+    cotangents: Sequence[Value],
+) -> Graph:
+    env: dict[Value, Operand] = dict(received)
+    made: list[Node] = []
+    for node in nodes:
+        new = node.like(inputs=[env.get(o, o) if isinstance(o, Value) else o for o in node.inputs])
+        env.update(zip(node.outputs, new.outputs, strict=True))
+        made.append(new)
+    results = tuple(env.get(o, o) if isinstance(o, Value) else o for o in outputs)
+    return graph.with_(
+        name="backward", inputs=(*received.values(), *cotangents), nodes=tuple(made), outputs=results
+    )
+
+
+_ = Type
