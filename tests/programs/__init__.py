@@ -10,6 +10,7 @@ from . import (
     control,
     dtypes,
     equinox_,
+    extremes,
     haiku_,
     linen,
     linen_state,
@@ -23,7 +24,7 @@ from . import (
 from .program import Program, advance, assert_bit_identical, count, run
 
 FAMILIES = (linen, linen_state, nnx, equinox_, haiku_, plain, optimizers, rules, control, dtypes,
-            calling, sharded, silent)
+            calling, sharded, silent, extremes)
 
 PROGRAMS: tuple[Program, ...] = tuple(p for family in FAMILIES for p in family.PROGRAMS)
 
