@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from functools import lru_cache, partial
 from typing import Any, NoReturn
 
@@ -20,15 +20,16 @@ def kernel_primitive(
     name: str,
     reference: Callable[..., Results],
     *,
-    cuda: Callable[..., Results],
+    platforms: Mapping[str, Callable[..., Results]],
     batch: Callable[..., tuple[Results, Dims]],
 ) -> Any:
-    """A primitive with several results, computed by ``reference`` except on CUDA, by ``cuda``.
+    """A primitive with several results, lowered as ``reference`` or as its ``platforms`` entry.
 
-    Both are plain JAX functions of the primitive's operands (arrays) and its parameters
-    (keywords, hashable), and must return arrays of the same shapes and dtypes. ``batch`` is the
-    batching rule: from operands, their batch dimensions and the parameters to the results and
-    their batch dimensions. A derivative raises ``DerivativeError``.
+    These are plain JAX functions of the primitive's operands (arrays) and its parameters
+    (keywords, hashable), and all return arrays of the same shapes and dtypes; the keys are JAX's
+    platform names, "cpu" or "cuda". ``batch`` is the batching rule: from operands, their batch
+    dimensions and the parameters to the results and their batch dimensions. A derivative raises
+    ``DerivativeError``.
     """
     primitive: Any = Primitive(name)
     primitive.multiple_results = True
@@ -58,7 +59,9 @@ def kernel_primitive(
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(evaluate)
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
-    mlir.register_lowering(primitive, mlir.lower_fun(cuda, multiple_results=True), platform="cuda")
+    for platform, function in platforms.items():
+        rule = mlir.lower_fun(function, multiple_results=True)
+        mlir.register_lowering(primitive, rule, platform=platform)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = refuse
     return primitive

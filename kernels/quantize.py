@@ -16,13 +16,14 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
-from precir.formats import Format, format_of
+from precir.formats import E4M3, E5M2, Format, format_of
+from precir.kernels.narrow import narrow
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray
 
 _WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
-# Biased float32 exponents for which both the scale and its reciprocal are normal numbers.
-_LEAST, _MOST = 1, 253
+_INF = 0x7F800000  # the bits of float32's infinity
+_EXPONENT = -1 << 23  # the bits of sign and exponent, so that what fell below zero stays there
 
 
 class QuantizeError(PrecirError, TypeError):
@@ -30,7 +31,7 @@ class QuantizeError(PrecirError, TypeError):
 
 
 def quantize(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
-    """``x`` (float16, bfloat16, float32 or float64, any shape) in an 8-bit ``format``.
+    """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3 or E5M2.
 
     The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in
     float32: the smallest power of two under which nothing finite overflows. It is 1 where amax
@@ -63,19 +64,31 @@ def power_of_two_scale(amax: Array, format: DTypeLike | Format) -> Array:
     1 for an amax of zero, subnormal, infinite or NaN; at least 2^-126. Golden values for
     float8_e4m3fn: 1 gives 2^-8, 10 2^-5, 448 1, 449 2, 10000 2^5.
     """
-    # max = 2^exponent * (1 + fraction / 2^23); the sum carries into the exponent where amax has
+    # max = 2^exponent * (1 + fraction / 2^23). The sum carries into the exponent where amax has
     # the larger fraction, which is the ceiling.
     mantissa, exponent = math.frexp(format_of(format).max)
-    fraction = int((2 * mantissa - 1) * 2**23)
+    mantissa, exponent = 2 * mantissa, exponent - 1
+    fraction = int((mantissa - 1) * 2**23)
     bits = lax.bitcast_convert_type(amax, np.int32)
-    ceiling = lax.shift_right_logical(bits + np.int32(2**23 - 1 - fraction), np.int32(23))
-    biased = lax.clamp(np.int32(_LEAST), ceiling - np.int32(exponent - 1), np.int32(_MOST))
-    scale = lax.bitcast_convert_type(lax.shift_left(biased, np.int32(23)), np.float32)
-    normal = (bits >= 0x00800000) & (bits < 0x7F800000)
-    return lax.select(normal, scale, lax.full_like(scale, 1))
+    ceiling = (bits + (2**23 - 1 - fraction - (exponent << 23))) & _EXPONENT
+    ceiling = lax.max(ceiling, lax.full_like(ceiling, 1 << 23))  # 2^-126
+    normal = (bits >= 1 << 23) & (bits < _INF)
+    one = lax.full_like(ceiling, 127 << 23)
+    return lax.bitcast_convert_type(lax.select(normal, ceiling, one), np.float32)
 
 
 def _reference(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
+    scaled, scale = _scaled(x, dtype, batch_ndim)
+    return lax.convert_element_type(scaled, dtype), scale
+
+
+def _on_cpu(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
+    scaled, scale = _scaled(x, dtype, batch_ndim)
+    return narrow(scaled, format_of(dtype)), scale
+
+
+def _scaled(x: Array, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
+    """The tensor over its scale in float32, and the scale of each example."""
     wide = lax.convert_element_type(x, np.float32)
     magnitude = lax.abs(wide)
     finite = jnp.where(magnitude < np.inf, magnitude, 0)  # NaN compares false too
@@ -84,7 +97,7 @@ def _reference(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Arra
     scale = power_of_two_scale(amax, dtype)
     # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
     inverse = lax.broadcast_in_dim(1 / scale, x.shape, tuple(range(batch_ndim)))
-    return lax.convert_element_type(wide * inverse, dtype), scale
+    return wide * inverse, scale
 
 
 def _batch(
@@ -96,7 +109,9 @@ def _batch(
     return results, (0, 0)
 
 
-quantize_p = kernel_primitive("precir_quantize", _reference, cuda=_reference, batch=_batch)
+quantize_p = kernel_primitive(
+    "precir_quantize", _reference, platforms={"cpu": _on_cpu}, batch=_batch
+)
 
 
 def _array(x: ArrayLike) -> Array:
@@ -108,6 +123,6 @@ def _array(x: ArrayLike) -> Array:
 
 def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
     format = format_of(format)
-    if format.bits != 8 or not (format.has_sign and format.has_zero and format.has_nan):
-        raise QuantizeError(f"quantize makes 8-bit signed floats, not {format.name}")
+    if format not in (E4M3, E5M2):
+        raise QuantizeError(f"quantize makes {E4M3.name} or {E5M2.name}, not {format.name}")
     return format.dtype

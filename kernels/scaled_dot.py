@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from jax import Array, lax
@@ -10,13 +10,16 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from precir.errors import PrecirError
-from precir.formats import E4M3, E5M2
+from precir.formats import E4M3, E5M2, format_of
+from precir.kernels.narrow import widen
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray
 
 Axes = tuple[int, ...]
 DimensionNumbers = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
 """((a's contracting axes, b's), (a's batch axes, b's)), as in ``lax.dot_general``."""
+DType = np.dtype[np.generic]
+_Pairs = Sequence[Sequence[Sequence[int]]]
 
 
 class ScaledDotError(PrecirError, TypeError):
@@ -24,67 +27,70 @@ class ScaledDotError(PrecirError, TypeError):
 
 
 def scaled_dot(
-    a: ScaledArray, b: ScaledArray, dimension_numbers: Any, *, out: DTypeLike = jnp.float32
+    a: ScaledArray, b: ScaledArray, dimension_numbers: _Pairs, *, out: DTypeLike = jnp.float32
 ) -> Array:
-    """The product of two quantised tensors: ``lax.dot_general`` of the data, times both scales.
+    """The product of two quantised tensors, ``lax.dot_general`` of their values, as ``out``.
 
     The data is float8_e4m3fn or float8_e5m2, in any mix except e5m2 with e5m2, which cuBLASLt
-    refuses. ``dimension_numbers`` and the shape of the result are those of ``lax.dot_general``.
-    Products are accumulated in float32; the result has dtype ``out``. The scales must be powers
-    of two for scaling to be exact, and each scalar.
+    refuses. ``dimension_numbers`` and the shape of the result are those of ``lax.dot_general``;
+    products are accumulated in float32. The scales are finite, not subnormal, and powers of two
+    if scaling is to be exact. Either may be large and the other small: no step multiplies the
+    two where that could overflow and the result would not.
 
-    Not differentiable. Raises ``ScaledDotError`` (a ``TypeError``) on other operands.
+    Not differentiable. Raises ``ScaledDotError`` (a ``TypeError``) on other operands, and what
+    ``lax.dot_general`` raises on shapes that do not match.
     """
     _check(a, b)
-    dims = _canonical(dimension_numbers)
-    operands = (a.data, a.scale, b.data, b.scale)
+    operands, dims = (a.data, a.scale, b.data, b.scale), _canonical(dimension_numbers)
     results: Results = scaled_dot_p.bind(*operands, dimension_numbers=dims, out=np.dtype(out))
     return results[0]
 
 
 def scaled_dot_reference(
-    a: ScaledArray, b: ScaledArray, dimension_numbers: Any, *, out: DTypeLike = jnp.float32
+    a: ScaledArray, b: ScaledArray, dimension_numbers: _Pairs, *, out: DTypeLike = jnp.float32
 ) -> Array:
-    """What ``scaled_dot`` returns, in plain JAX: a float32 product of the data."""
+    """What ``scaled_dot`` returns, in plain JAX: the float32 product of the float32 values."""
     _check(a, b)
-    dims = _canonical(dimension_numbers)
-    operands = (a.data, a.scale, b.data, b.scale)
+    operands, dims = (a.data, a.scale, b.data, b.scale), _canonical(dimension_numbers)
     return _reference(*operands, dimension_numbers=dims, out=np.dtype(out))[0]
 
 
-def _reference(
-    a: Array,
-    a_scale: Array,
-    b: Array,
-    b_scale: Array,
-    *,
-    dimension_numbers: DimensionNumbers,
-    out: np.dtype[Any],
-) -> tuple[Array]:
-    product = lax.dot_general(
-        lax.convert_element_type(a, np.float32),
-        lax.convert_element_type(b, np.float32),
-        dimension_numbers,
-        preferred_element_type=np.float32,
-    )
-    return (_scaled(product, a_scale, b_scale).astype(out),)
+# Each scale multiplies its own operand, which costs nothing beside widening it. A power of two
+# is exact there, and the terms of the sum have their true sizes: what overflows or vanishes does
+# so in a float32 product of the values too.
+def _reference(*operands: Array, dimension_numbers: DimensionNumbers, out: DType) -> Results:
+    values = _values(operands, np.float32)
+    product = lax.dot_general(*values, dimension_numbers, preferred_element_type=np.float32)
+    return (product.astype(out),)
 
 
-def _direct(
-    a: Array,
-    a_scale: Array,
-    b: Array,
-    b_scale: Array,
-    *,
-    dimension_numbers: DimensionNumbers,
-    out: np.dtype[Any],
-) -> tuple[Array]:
-    # The form that XLA:GPU turns into one cuBLASLt FP8 call. bfloat16 has float32's exponents, so
-    # the unscaled product may leave the call in it; that of float16 could overflow.
-    leaves = np.dtype(out) if out == jnp.bfloat16 else np.dtype(np.float32)
+def _on_cpu(*operands: Array, dimension_numbers: DimensionNumbers, out: DType) -> Results:
+    a, a_scale, b, b_scale = operands
+    wide = widen(a, format_of(a.dtype)), a_scale, widen(b, format_of(b.dtype)), b_scale
+    return _reference(*wide, dimension_numbers=dimension_numbers, out=out)
+
+
+def _on_cuda(*operands: Array, dimension_numbers: DimensionNumbers, out: DType) -> Results:
+    """A product of the data itself, scaled after: XLA:GPU keeps it in FP8, by cuBLASLt or Triton.
+
+    With the scales before the product, as in the reference, XLA's Triton path multiplies in
+    bfloat16 instead.
+    """
+    # bfloat16 has float32's exponents, so the unscaled product may leave the call in it; float16
+    # would overflow.
+    leaves = np.dtype(out if out == jnp.bfloat16 else np.float32)
+    a, a_scale, b, b_scale = operands
+    if a_scale.ndim or b_scale.ndim:  # one scale per example, under vmap: no FP8 call takes them
+        values = _values(operands, leaves)
+        product = lax.dot_general(*values, dimension_numbers, preferred_element_type=leaves)
+        return (product.astype(out),)
     product = lax.dot_general(a, b, dimension_numbers, preferred_element_type=leaves)
-    wide = product.astype(np.float32)
-    return (_scaled(wide, a_scale, b_scale).astype(out),)
+    return (_scaled(product.astype(np.float32), a_scale, b_scale).astype(out),)
+
+
+def _values(operands: Sequence[Array], dtype: DTypeLike) -> tuple[Array, Array]:
+    a, a_scale, b, b_scale = operands
+    return ScaledArray(a, a_scale).unscale(dtype), ScaledArray(b, b_scale).unscale(dtype)
 
 
 def _scaled(product: Array, a_scale: Array, b_scale: Array) -> Array:
@@ -102,69 +108,62 @@ def _scaled(product: Array, a_scale: Array, b_scale: Array) -> Array:
 
 
 def _batch(
-    operands: tuple[Array, Array, Array, Array],
-    dims: Dims,
-    *,
-    dimension_numbers: DimensionNumbers,
-    out: np.dtype[Any],
+    operands: tuple[Array, ...], dims: Dims, *, dimension_numbers: DimensionNumbers, out: DType
 ) -> tuple[Results, Dims]:
-    """One more axis in front of the batched operands: a batch axis of the product if both have it.
-
-    Scales get the rank of the result, so that each example keeps its own.
-    """
+    """One more axis in front of each batched operand: of the product's batch if both have it."""
     (a, a_scale, b, b_scale), (a_dim, a_scale_dim, b_dim, b_scale_dim) = operands, dims
-    if a_dim is None and b_dim is None:  # only a scale is batched
-        batched, dim = (b_scale, b_scale_dim) if a_scale_dim is None else (a_scale, a_scale_dim)
-        count = batched.shape[dim or 0]
-        a, a_dim = jnp.broadcast_to(a, (count, *a.shape)), 0
+    a, a_scale, a_batched = _in_front(a, a_scale, a_dim, a_scale_dim)
+    b, b_scale, b_batched = _in_front(b, b_scale, b_dim, b_scale_dim)
     (a_contract, b_contract), (a_batch, b_batch) = dimension_numbers
-    if a_dim is not None:
-        a = jnp.moveaxis(a, a_dim, 0)
+    if a_batched:
         a_contract, a_batch = _shifted(a_contract), _shifted(a_batch)
-    if b_dim is not None:
-        b = jnp.moveaxis(b, b_dim, 0)
+    if b_batched:
         b_contract, b_batch = _shifted(b_contract), _shifted(b_batch)
     # The result's axes: batch, then a's free axes, then b's.
-    if a_dim is not None and b_dim is not None:
+    if a_batched and b_batched:
         a_batch, b_batch, at = (0, *a_batch), (0, *b_batch), 0
-    elif a_dim is not None:
+    elif a_batched:
         at = len(a_batch)
     else:
         at = a.ndim - len(a_contract)
-    ndim = a.ndim + b.ndim - 2 * len(a_contract) - len(a_batch)
-    results = scaled_dot_p.bind(
-        a,
-        _aligned(a_scale, a_scale_dim, at, ndim),
-        b,
-        _aligned(b_scale, b_scale_dim, at, ndim),
-        dimension_numbers=((a_contract, b_contract), (a_batch, b_batch)),
-        out=out,
-    )
+    operands, axes = (a, a_scale, b, b_scale), ((a_contract, b_contract), (a_batch, b_batch))
+    results = scaled_dot_p.bind(*operands, dimension_numbers=axes, out=out)
     return results, (at,)
+
+
+def _in_front(
+    data: Array, scale: Array, data_dim: int | None, scale_dim: int | None
+) -> tuple[Array, Array, bool]:
+    """One operand with its batch axis first, in its scale too unless that is one for all."""
+    if data_dim is None and scale_dim is None:
+        return data, scale, False
+    if data_dim is not None:
+        data = jnp.moveaxis(data, data_dim, 0)
+    else:
+        assert scale_dim is not None
+        data = jnp.broadcast_to(data, (scale.shape[scale_dim], *data.shape))
+    if scale_dim is not None:
+        scale = jnp.moveaxis(scale, scale_dim, 0)
+    elif scale.ndim:  # the scale's axes are the leading ones of the data
+        scale = jnp.broadcast_to(scale, (data.shape[0], *scale.shape))
+    return data, scale, True
 
 
 def _shifted(axes: Axes) -> Axes:
     return tuple(axis + 1 for axis in axes)
 
 
-def _aligned(scale: Array, dim: int | None, at: int, ndim: int) -> Array:
-    """``scale`` as a scalar, or of rank ``ndim`` with its batch axis, if any, at ``at``."""
-    if dim is None:
-        return scale if scale.ndim == 0 else jnp.expand_dims(scale, at)
-    if scale.ndim == 1:
-        return scale.reshape((1,) * at + (-1,) + (1,) * (ndim - at - 1))
-    return jnp.moveaxis(scale, dim, at)
+scaled_dot_p = kernel_primitive(
+    "precir_scaled_dot", _reference, platforms={"cpu": _on_cpu, "cuda": _on_cuda}, batch=_batch
+)
 
 
-scaled_dot_p = kernel_primitive("precir_scaled_dot", _reference, cuda=_direct, batch=_batch)
-
-
-def _canonical(dimension_numbers: Any) -> DimensionNumbers:
+def _canonical(dimension_numbers: _Pairs) -> DimensionNumbers:
     (a_contract, b_contract), (a_batch, b_batch) = dimension_numbers
     return (_ints(a_contract), _ints(b_contract)), (_ints(a_batch), _ints(b_batch))
 
 
-def _ints(axes: Any) -> Axes:
+def _ints(axes: Sequence[int]) -> Axes:
     return tuple(int(axis) for axis in axes)
 
 
