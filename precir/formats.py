@@ -32,11 +32,14 @@ _SHORT: Final = {
     "float8_e4m3b11fnuz": "e4m3b11fnuz",
     "float8_e5m2fnuz": "e5m2fnuz",
     "float8_e8m0fnu": "e8m0fnu",
+    "float6_e2m3fn": "e2m3fn",
+    "float6_e3m2fn": "e3m2fn",
     "float4_e2m1fn": "e2m1fn",
 }
 
 # XLA:CPU computes these with subnormals read and written as zero (measured on jax 0.10.2 and
-# 0.12.0); float16 and the 8-bit formats are computed through float32, where theirs are normal.
+# 0.12.0); float16 and the smaller formats are computed through float32, where theirs are normal;
+# in the 6-bit formats it computes nothing.
 _FLUSHED: Final = frozenset({"float64", "float32", "bfloat16"})
 
 
@@ -123,6 +126,8 @@ E4M3FNUZ: Final = FORMATS["float8_e4m3fnuz"]
 E4M3B11FNUZ: Final = FORMATS["float8_e4m3b11fnuz"]
 E5M2FNUZ: Final = FORMATS["float8_e5m2fnuz"]
 E8M0FNU: Final = FORMATS["float8_e8m0fnu"]
+E2M3FN: Final = FORMATS["float6_e2m3fn"]
+E3M2FN: Final = FORMATS["float6_e3m2fn"]
 E2M1FN: Final = FORMATS["float4_e2m1fn"]
 
 _BY_NAME: Final = {
