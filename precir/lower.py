@@ -17,6 +17,7 @@ from jax._src import core as src_core
 from jax._src.sharding_impls import UnspecifiedValue
 from jax._src.source_info_util import Transform
 from jax.extend import core as jex_core
+from jax.sharding import AxisType
 
 from precir.errors import LoweringError
 from precir.ir import BACKWARD, FORWARD, UNPHASED, Graph, Literal, Node, Operand, Region, Type, Value
@@ -253,6 +254,8 @@ class _Lowering:
             if hasattr(value, "eqns"):
                 params[key] = Region(len(regions), hasattr(value, "consts"))
                 regions.append(self.region(value, f"{op}_{key}", scope, phase))
+            elif op != "sharding_constraint" and key in ("sharding", "out_sharding") and _says_nothing(value):
+                params[key] = None
             else:
                 params[key] = value
         return params, tuple(regions)
@@ -309,6 +312,13 @@ def _place(stack: Any, scope: str, phase: str) -> tuple[str, str]:
         elif part.name != "checkpoint":
             names.append(part.name)
     return "/".join(names), phase
+
+
+def _says_nothing(sharding: Any) -> bool:
+    """A sharding with no explicit axis, which some of JAX's rules leave behind: the compiler
+    decides it, or the body of a shard_map has it by itself."""
+    mesh = getattr(sharding, "mesh", None)
+    return mesh is not None and AxisType.Explicit not in (mesh.axis_types or ())
 
 
 def _scan_params(raw: Mapping[str, Any]) -> dict[str, Any]:

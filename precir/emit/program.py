@@ -48,6 +48,8 @@ def emit(
     captured = [f"captured_{i}" for i in range(len(graph.inputs) - sum(p.tree.num_leaves for p in signature.parameters))]
     star = ["*"] if keywords or captured else []
     head = definition(signature.name, [*parameters, *star, *keywords, *captured])
+    if jit.startswith("@functools"):
+        module.use("functools")
     main = [*([(jit, _NO)] if jit else []), (head, _NO), *writer.lines]
     quoted = f'"""{doc}"""' if doc else '"""Emitted by precir."""'
     return module.finish(main, quoted, signature.name)

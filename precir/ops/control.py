@@ -138,8 +138,9 @@ def _shard_map(node: Node, w: Writer) -> Template:
     specs_in, specs_out = tuple(p["in_specs"]), tuple(p["out_specs"])
     out = source(specs_out[0] if len(specs_out) == 1 else specs_out, w)
     axes = ""
-    if set(p["manual_axes"]) != set(p["mesh"].axis_names):
-        axes = f", axis_names={{{', '.join(map(repr, sorted(p['manual_axes'])))}}}"
+    manual = p.get("manual_axes", p.get("newly_manual_axes"))
+    if manual is not None and set(manual) != set(p["mesh"].axis_names):
+        axes = f", axis_names={{{', '.join(map(repr, sorted(manual)))}}}"
     head = (
         f"jax.shard_map({function}, mesh={mesh}, in_specs={source(specs_in, w)}, out_specs={out}, "
         f"check_vma={p['check_vma']}{axes})("

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from precir.ir import Literal, Node
-from precir.ops.base import Keeps, Op, binary, call, operator, prefix, unary
+from precir.ops.base import Keeps, Op, binary, bind, call, operator, prefix, unary
 from precir.ops.writing import (
     BIT_AND, BIT_OR, BIT_XOR, COMPARE, DROPPED, PRODUCT, REQUIRED, SUM, Hole, Template, Writer,
 )  # fmt: skip
@@ -21,8 +21,9 @@ def _select(node: Node, w: Writer) -> Template:
 
 
 def _convert(node: Node, w: Writer) -> Template:
-    if node.params.get("weak_type") or node.params.get("sharding") is not None:
-        return _convert_plain(node, w)
+    # Weakness is dropped: operands of one op have one dtype in the graph, so nothing hangs on it.
+    if node.params.get("sharding") is not None:
+        return bind(node, w)
     if isinstance(node.inputs[0], Literal):
         return _convert_plain(node, w)
     dtype = node.params["new_dtype"]
@@ -40,7 +41,7 @@ def w_dtype(dtype: object, w: Writer) -> str:
 
 
 _convert_plain = call(
-    "lax.convert_element_type", positional=("new_dtype",), keywords={"weak_type": False, "sharding": None}
+    "lax.convert_element_type", positional=("new_dtype",), keywords={"weak_type": DROPPED, "sharding": None}
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from precir.errors import EmitError
 from precir.ir import Node, Region
 from precir.ops.base import Keeps, Op, call
-from precir.ops.writing import Hole, Opaque, Template, Writer, dtype_source, source
+from precir.ops.writing import DROPPED, Hole, Opaque, Template, Writer, dtype_source, source
 from precir.primitives import import_path, primitive_named
 
 
@@ -73,7 +73,7 @@ OPS: tuple[Op, ...] = (
     ),
     Op("sharding_constraint", Keeps.OWN, call(
         "lax.with_sharding_constraint", positional=("sharding",),
-        keywords={"layout": None, "context_mesh": None, "unconstrained_dims": frozenset(),
+        keywords={"layout": None, "context_mesh": DROPPED, "unconstrained_dims": frozenset(),
                   "resource_env": None},
     )),
     *map(bound, ["reduce_window_sum", "reduce_window_max", "reduce_window_min",
