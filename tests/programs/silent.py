@@ -74,6 +74,12 @@ SCAN_FIRST = traced_first(scanned, scanned_init)
 
 # Every activation has exactly the shape of a weight.
 
+def smooth(params: Tree, x: jax.Array) -> jax.Array:
+    for layer in params[:-1]:
+        x = jnp.tanh(x @ layer["w"] + layer["b"])
+    return x @ params[-1]["w"] + params[-1]["b"]
+
+
 def square_init(seed: int) -> Tree:
     return dense_init(jax.random.key(seed), (8, 8, 8, 8, 4))
 
@@ -137,11 +143,6 @@ def micro_loop_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax
 # of the input is differentiated again; a Gram matrix of the gradient scales the update.
 
 def penalty_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
-    def smooth(params: Tree, x: jax.Array) -> jax.Array:
-        for layer in params[:-1]:
-            x = jnp.tanh(x @ layer["w"] + layer["b"])
-        return x @ params[-1]["w"] + params[-1]["b"]
-
     slope = jax.grad(lambda x: jnp.sum(smooth(params, x)))(x)
     return jnp.mean((smooth(params, x) - y) ** 2) + 0.003 * jnp.mean(jnp.sum(slope ** 2, -1))
 
@@ -174,7 +175,7 @@ PROGRAMS = (
     Program("silent_first_scan", "train", **SCAN_FIRST, batch=regression, products=8),
     Program("silent_first_model", "model", HELPER, HELPER_FIRST["init"], lambda i: (X,),
             products=3, gradient_products=8, loss=fixed_loss),
-    Program("silent_square", "train", descent(mse, 0.1), square_init,
+    Program("silent_square", "train", descent(loss_of(smooth), 0.2), square_init,
             lambda i: regression(0, rows=8), products=11),
     reused(1), reused(2), reused(4),
     Program("silent_micro_scan", "train", micro_scan_step, mlp_init, micro_batch, products=8),
