@@ -198,7 +198,12 @@ class ModuleWriter:
         if key in self._by_text:
             return self._by_text[key]
         name = self._by_text[key] = self.names.fresh(base)
-        header: list[Line] = [("@jax.jit", NOWHERE)] if jitted else []
+        header: list[Line] = []
+        if jitted:
+            # Traced once for each shape. Inlined while tracing, so that XLA sees the program it
+            # would have seen: it inlines calls only after its first passes, and those split
+            # reductions by what surrounds them.
+            header.append((f"@{self.use('functools', 'partial')}(jax.jit, inline=True)", NOWHERE))
         header.append((definition(name, parameters) + about, NOWHERE))
         self._functions.append(header + lines)
         return name
