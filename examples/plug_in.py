@@ -3,7 +3,7 @@
     python examples/train_gpt.py                        writes the folder out/
     python examples/plug_in.py out/train_step_fp8.py    trains again with what it wrote
 
-`train_step_fp8.py` is a module like any other. Beside it lie the initial state and the batches
+`train_step_fp8.py` is a module like any other; of precir it imports only the kernels. Beside it lie the initial state and the batches
 (`init.npz`) and the losses of the first run (`losses.json`), with which the losses here must agree
 to the last bit.
 """
@@ -78,20 +78,24 @@ def main() -> int:
     options = parser.parse_args()
 
     path: Path = options.module
+    make = f"python examples/train_gpt.py --out {path.parent}"
     for needed in (path, path.parent / "init.npz", path.parent / "losses.json"):
         if not needed.is_file():
-            make = f"python examples/train_gpt.py --out {path.parent}"
             print(f"plug_in.py: error: no {needed}; make it with: {make}", file=sys.stderr)
             return 2
     with np.load(path.parent / "init.npz", allow_pickle=False) as file:
         arrays = dict(file)
-    expected = json.loads((path.parent / "losses.json").read_text())[path.stem]
+    expected = json.loads((path.parent / "losses.json").read_text()).get(path.stem, [])
+    expected = expected[: options.steps]
     batches = arrays.pop("batches")[: options.steps]
+    if len(expected) < len(batches):
+        print(f"plug_in.py: error: the last run of {make} did not make {path}", file=sys.stderr)
+        return 2
 
     step = load_module(path).train_step  # jitted, and donates the state as the first run did
     state = rebuild_state(arrays)
     equal = 0
-    for number, (tokens, before) in enumerate(zip(batches, expected, strict=False), start=1):
+    for number, (tokens, before) in enumerate(zip(batches, expected, strict=True), start=1):
         state, loss = step(state, tokens)
         equal += float(loss) == before
         if number % 10 == 0 or number == len(batches):
