@@ -21,7 +21,7 @@ LAYERS = (
     ("precir.kernels.*",),
     ("precir.attrs", "precir.equality", "precir.ir", "precir.primitives"),
     ("precir.ops.*",),
-    ("precir.text", "precir.verify", "precir.lower", "precir.emit.*"),
+    ("precir.text.*", "precir.verify.*", "precir.lower", "precir.emit.*"),
     ("precir.recipe",),
     ("precir.passes.*",),
     ("precir.report", "precir.compile"),

@@ -1,0 +1,195 @@
+"""What an op asks of its operands, regions and results, where the IR must know."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+from jax import numpy as jnp
+
+from precir.ir import Node, Operand, Type
+from precir.text.types import SHORT, numpy_dtype
+
+Wrong = Iterator[str]
+
+
+def _agree(what: str, found: Sequence[Operand], expected: Sequence[Operand]) -> Wrong:
+    """As many, of the same shapes and dtypes; JAX itself is loose about weak types here."""
+    yield from _agree_types(what, [v.type for v in found], [v.type for v in expected])
+
+
+def _agree_types(what: str, found: Sequence[Type], expected: Sequence[Type]) -> Wrong:
+    if len(found) != len(expected):
+        yield f"{len(found)} {what}, expected {len(expected)}"
+        return
+    for i, (f, e) in enumerate(zip(found, expected, strict=True)):
+        if f is not e and (f.shape, f.dtype, f.scale) != (e.shape, e.dtype, e.scale):
+            yield f"{what}: number {i} is {show(f)}, expected {show(e)}"
+
+
+def show(type_: Type) -> str:
+    scale = "" if type_.scale is None else f" with a scale of {list(type_.scale)}"
+    return f"{type_.dtype}{list(type_.shape)}{scale}"
+
+
+def _counts(node: Node, regions: int | None, *names: str) -> Wrong:
+    if regions is not None and len(node.regions) != regions:
+        yield f"{len(node.regions)} regions, expected {regions}"
+    for name in names:
+        if type(node.params.get(name)) is not int or node.params[name] < 0:
+            yield f"parameter {name} is {node.params.get(name)!r}, expected a count"
+
+
+def _scan(node: Node) -> Wrong:
+    if wrong := list(_counts(node, 1, "num_consts", "num_carry", "length")):
+        yield from wrong
+        return
+    (body,), p = node.regions, node.params
+    carry, first = p["num_carry"], p["num_consts"]
+    last = first + carry
+    if last > len(node.inputs) or carry > min(len(node.outputs), len(body.outputs)):
+        yield f"fewer operands or results than {first} constants and {carry} of the carry"
+        return
+    yield from _agree("inputs of the body", body.inputs[:last], node.inputs[:last])
+    yield from _agree("carried results of the body", body.outputs[:carry], body.inputs[first:last])
+    yield from _agree("carried results", node.outputs[:carry], body.inputs[first:last])
+    slices = [_stacked(v.type, p["length"]) for v in body.inputs[last:]]
+    yield from _agree_types("scanned operands", [v.type for v in node.inputs[last:]], slices)
+    stacks = [_stacked(v.type, p["length"]) for v in body.outputs[carry:]]
+    yield from _agree_types("stacked results", [v.type for v in node.outputs[carry:]], stacks)
+
+
+def _stacked(type_: Type, length: int) -> Type:
+    scale = type_.scale
+    return Type(
+        (length, *type_.shape), type_.dtype, False, None if scale is None else (length, *scale)
+    )
+
+
+def _while(node: Node) -> Wrong:
+    if wrong := list(_counts(node, 2, "cond_nconsts", "body_nconsts")):
+        yield from wrong
+        return
+    cond, body = node.regions
+    of_cond, of_body = node.params["cond_nconsts"], node.params["body_nconsts"]
+    carry = node.inputs[of_cond + of_body :]
+    yield from _agree("inputs of the condition", cond.inputs, (*node.inputs[:of_cond], *carry))
+    constants = node.inputs[of_cond : of_cond + of_body]
+    yield from _agree("inputs of the body", body.inputs, (*constants, *carry))
+    yield from _agree("results of the body", body.outputs, carry)
+    yield from _agree("results", node.outputs, carry)
+    chosen = [v.type for v in cond.outputs]
+    shape = chosen[0].shape if chosen else ()
+    if any(v.type.shape[: len(shape)] != shape for v in carry):
+        shape = ()  # a batch of loops has a condition for each
+    yield from _agree_types("results of the condition", chosen, [Type(shape, "bool")])
+
+
+def _cond(node: Node) -> Wrong:
+    if not node.regions or not node.inputs:
+        yield f"{len(node.regions)} branches and {len(node.inputs)} operands"
+        return
+    index = node.inputs[0].type
+    if index.shape != () or index.dtype not in ("bool", "int32"):
+        yield f"the branch is chosen by {show(index)}, expected int32[]"
+    for i, branch in enumerate(node.regions):
+        yield from _agree(f"inputs of branch {i}", branch.inputs, node.inputs[1:])
+        yield from _agree(f"results of branch {i}", branch.outputs, node.outputs)
+
+
+def _call(node: Node) -> Wrong:
+    if wrong := list(_counts(node, 1)):
+        yield from wrong
+        return
+    yield from _agree("inputs of the body", node.regions[0].inputs, node.inputs)
+    yield from _agree("results of the body", node.regions[0].outputs, node.outputs)
+
+
+def _shard_map(node: Node) -> Wrong:
+    if wrong := list(_counts(node, 1)):
+        yield from wrong
+        return
+    (body,) = node.regions
+    for what, inner, outer in (
+        ("inputs of the body", body.inputs, node.inputs),
+        ("results of the body", body.outputs, node.outputs),
+    ):
+        dtypes = [Type((), v.type.dtype) for v in inner], [Type((), v.type.dtype) for v in outer]
+        yield from _agree_types(what, *dtypes)
+
+
+# -- precir's own ops ------------------------------------------------------------------------------
+
+
+def _operands(node: Node, inputs: int, regions: int = 0) -> Wrong:
+    if (len(node.inputs), len(node.outputs)) != (inputs, 1):
+        found = f"{len(node.inputs)} operands and {len(node.outputs)} results"
+        yield f"{found}, expected {inputs} and 1"
+    yield from _counts(node, regions)
+
+
+def _cast(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    expected = Type(node.inputs[0].type.shape, node.params.get("dtype", ""))
+    yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _quantize(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    given = node.inputs[0].type
+    if given.scale is not None:
+        yield "the operand is quantised already"
+    if not is_float(given.dtype):
+        yield f"the operand is {show(given)}, expected a floating-point array"
+    expected = Type(given.shape, node.params.get("dtype", ""), scale=())
+    yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _scaled_dot(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    left, right = (o.type for o in node.inputs)
+    if left.scale is None or right.scale is None:
+        yield f"operands {show(left)} and {show(right)}, expected two quantised ones"
+    try:
+        shape = _product_shape(left.shape, right.shape, node.params.get("dimension_numbers"))
+    except (TypeError, ValueError, IndexError):
+        yield f"dimension_numbers {node.params.get('dimension_numbers')!r} do not fit the operands"
+        return
+    expected = Type(shape, node.params.get("dtype", ""))
+    yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _product_shape(left: tuple[int, ...], right: tuple[int, ...], numbers: Any) -> tuple[int, ...]:
+    ((summed, its), (batch, its_batch)) = numbers
+    for a, b in (*zip(summed, its, strict=True), *zip(batch, its_batch, strict=True)):
+        if left[a] != right[b]:
+            raise ValueError("sizes differ")
+    rest = [left[i] for i in range(len(left)) if i not in (*summed, *batch)]
+    rest += [right[i] for i in range(len(right)) if i not in (*its, *its_batch)]
+    return (*(left[i] for i in batch), *rest)
+
+
+def is_float(dtype: str) -> bool:
+    found = numpy_dtype(SHORT.get(dtype, ""))
+    return found is not None and jnp.issubdtype(found, np.floating)
+
+
+CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "remat": _call,
+    "custom_jvp_call": _call,
+    "custom_vjp_call": _call,
+    "shard_map": _shard_map,
+    "cast": _cast,
+    "quantize": _quantize,
+    "scaled_dot": _scaled_dot,
+}
