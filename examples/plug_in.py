@@ -3,9 +3,9 @@
     python examples/train_gpt.py                        writes the folder out/
     python examples/plug_in.py out/train_step_fp8.py    trains again with what it wrote
 
-`train_step_fp8.py` is a module like any other; of precir it imports only the kernels. Beside it lie the initial state and the batches
-(`init.npz`) and the losses of the first run (`losses.json`), with which the losses here must agree
-to the last bit.
+`train_step_fp8.py` is a module like any other; of precir it imports only the kernels. Beside it
+lie the initial state and the batches (`init.npz`) and the losses of the first run (`losses.json`),
+with which the losses here must agree to the last bit.
 """
 
 import argparse
