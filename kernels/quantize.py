@@ -90,11 +90,12 @@ def _on_cpu(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, 
 def _scaled(x: Array, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
     """The tensor over its scale in float32, and the scale of each example."""
     wide = lax.convert_element_type(x, np.float32)
-    magnitude = lax.abs(wide)
+    # Taken in the 16 bits of x where it has 16: else XLA:GPU stores a float32 copy of a weight.
+    magnitude = lax.abs(x if x.dtype.itemsize < 4 else wide)
     finite = jnp.where(magnitude < np.inf, magnitude, 0)  # NaN compares false too
     # The maximum of nothing is -inf, which power_of_two_scale answers with 1.
     amax = lax.reduce_max(finite, tuple(range(batch_ndim, x.ndim)))
-    scale = power_of_two_scale(amax, dtype)
+    scale = power_of_two_scale(lax.convert_element_type(amax, np.float32), dtype)
     # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
     inverse = lax.broadcast_in_dim(1 / scale, x.shape, tuple(range(batch_ndim)))
     return wide * inverse, scale
