@@ -8,6 +8,7 @@ sub-graphs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -20,7 +21,18 @@ from jax.extend import core as jex_core
 from jax.sharding import AxisType
 
 from precir.errors import LoweringError
-from precir.ir import BACKWARD, FORWARD, UNPHASED, Graph, Literal, Node, Operand, Region, Type, Value
+from precir.ir import (
+    BACKWARD,
+    FORWARD,
+    UNPHASED,
+    Graph,
+    Literal,
+    Node,
+    Operand,
+    Region,
+    Type,
+    Value,
+)
 from precir.phases import complete_phases
 from precir.primitives import remember
 from precir.source import Source
@@ -114,13 +126,13 @@ class _Lowering:
                 env[var] = value
             else:
                 env[var] = self.constant(const, var.aval, nodes)
-        self.body(jaxpr, env, nodes, "", phase)
+        self.body(jaxpr, env, nodes, "", phase, weak=True)
         outputs = tuple(self.read(env, v, nodes) for v in jaxpr.outvars)
         graph = Graph(name, tuple(inputs), tuple(nodes), outputs, self.constants)
         complete_phases(graph, phase or FORWARD)
         return graph, captured
 
-    def region(self, jaxpr: Any, name: str, scope: str, phase: str) -> Graph:
+    def region(self, jaxpr: Any, name: str, scope: str, phase: str, weak: bool) -> Graph:
         consts: Sequence[Any] = ()
         if hasattr(jaxpr, "consts"):
             jaxpr, consts = jaxpr.jaxpr, jaxpr.consts
@@ -137,32 +149,41 @@ class _Lowering:
                     fix="pass it to the body as an argument",
                 )
             env[var] = self.constant(const, var.aval, nodes)
-        self.body(jaxpr, env, nodes, scope, phase)
+        self.body(jaxpr, env, nodes, scope, phase, weak)
         outputs = tuple(self.read(env, v, nodes) for v in jaxpr.outvars)
         return Graph(name, tuple(inputs), tuple(nodes), outputs)
 
     def body(
-        self, jaxpr: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str
+        self, jaxpr: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str, weak: bool
     ) -> None:
+        """Lower the equations of `jaxpr`; `weak` if the weakness of its results is seen outside."""
+        seen = _weakness_seen(jaxpr, weak)
         for eqn in jaxpr.eqns:
             op = eqn.primitive.name
             inner_scope, inner_phase = self.place(eqn.source_info.name_stack, scope, phase)
+            inner_weak = any(v in seen for v in eqn.outvars)
             if op in _INLINED:
-                self.inline(eqn, env, nodes, inner_scope, inner_phase)
+                self.inline(eqn, env, nodes, inner_scope, inner_phase, inner_weak)
                 continue
             if op == "custom_linear_solve":
-                self.solve(eqn, env, nodes, inner_scope, inner_phase)
+                self.solve(eqn, env, nodes, inner_scope, inner_phase, inner_weak)
                 continue
             inputs = [
                 env[v] if type(v) is not src_core.Literal else self.literal(v, nodes)
                 for v in eqn.invars
             ]
-            params, regions = self.params(op, eqn, inner_scope, inner_phase)
+            params, regions = self.params(op, eqn, inner_scope, inner_phase, inner_weak)
+            types = [self.type(v.aval) for v in eqn.outvars]
+            if not inner_weak and not regions and any(t.weak for t in types):
+                if op == "convert_element_type":
+                    params = {**params, "weak_type": False}
+                if op == "convert_element_type" or _strong(eqn.invars, inputs):
+                    types = [replace(t, weak=False) for t in types]
             remember(eqn.primitive)
             node = Node(
                 _CANONICAL_NAMES.get(op, op),
                 inputs,
-                [self.type(v.aval) for v in eqn.outvars],
+                types,
                 params,
                 regions=regions,
                 source=Source(eqn.source_info.traceback),
@@ -174,7 +195,7 @@ class _Lowering:
             env.update(zip(eqn.outvars, node.outputs, strict=True))
 
     def inline(
-        self, eqn: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str
+        self, eqn: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str, weak: bool
     ) -> None:
         callee = eqn.params[_INLINED[eqn.primitive.name]]
         name = eqn.params.get("name")
@@ -187,13 +208,13 @@ class _Lowering:
         inner: dict[Any, Operand] = dict(zip(jaxpr.invars, args, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             inner[var] = self.constant(const, var.aval, nodes)
-        self.body(jaxpr, inner, nodes, scope, phase)
+        self.body(jaxpr, inner, nodes, scope, phase, weak)
         outs = [self.read(inner, v, nodes) for v in jaxpr.outvars]
         outs = self.constrain(outs, eqn.params.get("out_shardings"), eqn, nodes, scope, phase)
         env.update(zip(eqn.outvars, outs, strict=True))
 
     def solve(
-        self, eqn: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str
+        self, eqn: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str, weak: bool
     ) -> None:
         """A linear solve is its `solve` program; the others only serve its derivatives."""
         lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
@@ -205,7 +226,7 @@ class _Lowering:
         )
         for var, const in zip(solve.jaxpr.constvars, solve.consts, strict=True):
             inner[var] = self.constant(const, var.aval, nodes)
-        self.body(solve.jaxpr, inner, nodes, scope, phase)
+        self.body(solve.jaxpr, inner, nodes, scope, phase, weak)
         outs = [self.read(inner, v, nodes) for v in solve.jaxpr.outvars]
         env.update(zip(eqn.outvars, outs, strict=True))
 
@@ -231,7 +252,7 @@ class _Lowering:
         return kept
 
     def params(
-        self, op: str, eqn: Any, scope: str, phase: str
+        self, op: str, eqn: Any, scope: str, phase: str, weak: bool
     ) -> tuple[Mapping[str, Any], tuple[Graph, ...]]:
         """Split a primitive's parameters into plain ones and sub-graphs."""
         raw = eqn.params
@@ -246,14 +267,14 @@ class _Lowering:
                 params = _scan_params(raw)
             names = [f"{op}_{k}" for k in ("cond", "body")] if op == "while" else [f"{op}_body"] * len(held)
             return params, tuple(
-                self.region(j, n, scope, phase) for j, n in zip(held, names, strict=True)
+                self.region(j, n, scope, phase, weak) for j, n in zip(held, names, strict=True)
             )
         regions: list[Graph] = []
         params = {}
         for key, value in raw.items():
             if hasattr(value, "eqns"):
                 params[key] = Region(len(regions), hasattr(value, "consts"))
-                regions.append(self.region(value, f"{op}_{key}", scope, phase))
+                regions.append(self.region(value, f"{op}_{key}", scope, phase, weak))
             elif op != "sharding_constraint" and key in ("sharding", "out_sharding") and _says_nothing(value):
                 params[key] = None
             else:
@@ -297,6 +318,29 @@ class _Lowering:
         if found is None:
             found = self._stacks[key] = _place(stack, scope, phase)
         return found
+
+
+def _weakness_seen(jaxpr: Any, weak: bool) -> set[Any]:
+    """The weakly typed variables whose weakness reaches a result, if the results' own is seen.
+
+    Operands of one equation have one dtype already, so that weakness decides nothing else. That
+    lets the many conversions to a weak type that JAX inserts be written as plain ones.
+    """
+    seen = {v for v in jaxpr.outvars if _is_weak_variable(v)} if weak else set()
+    for eqn in reversed(jaxpr.eqns) if seen else ():
+        if any(v in seen for v in eqn.outvars):
+            seen.update(v for v in eqn.invars if _is_weak_variable(v))
+    return seen
+
+
+def _is_weak_variable(var: Any) -> bool:
+    return type(var) is not src_core.Literal and getattr(var.aval, "weak_type", False)
+
+
+def _strong(variables: Sequence[Any], operands: Sequence[Operand]) -> bool:
+    """Whether operands that JAX held weakly were made strong, all of them."""
+    weak = [o for v, o in zip(variables, operands, strict=True) if _is_weak_variable(v)]
+    return bool(weak) and not any(o.type.weak for o in weak)
 
 
 def _place(stack: Any, scope: str, phase: str) -> tuple[str, str]:

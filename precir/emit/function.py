@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from precir.emit.loops import LoopWriter
 from precir.emit.names import Names, module_part, noun
-from precir.emit.paths import Leaves, Path
+from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
-from precir.ir import Graph, Literal, Node, Operand, Value
+from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
 from precir.ops import OPS
 from precir.ops.control import condition
 from precir.ops.writing import ATOM, Hole, Template, literal_source
@@ -36,6 +37,7 @@ class FunctionWriter(LoopWriter):
         super().__init__(module, graph, names, indent)
         self.pending: list[Pending] = []
         self._uses: dict[Value, int] = {}
+        self._escaping: set[Value] = set()
         self._comment: tuple[str, str] = ("", "")
 
     # -- the walk ------------------------------------------------------------------------------
@@ -52,7 +54,8 @@ class FunctionWriter(LoopWriter):
         self.flush()
 
     def _count_uses(self, items: Sequence[Item]) -> None:
-        """How often each value is read by a plain node; anything else counts as often."""
+        """How often each value is read by a plain node; anything else counts twice. Notes which
+        values another module reads: those are worth its name."""
         uses = self._uses
         for item in items:
             if isinstance(item, Loop):
@@ -62,9 +65,15 @@ class FunctionWriter(LoopWriter):
                             uses[v] = uses.get(v, 0) + 2
             else:
                 weight = 2 if item.regions else 1
-                for o in item.inputs:
+                behind = condition(item) if item.op == "cond" else None
+                part = module_part(item.scope)
+                for n, o in enumerate(item.inputs):
+                    o = behind if behind is not None and n == 0 else o
                     if type(o) is Value:
                         uses[o] = uses.get(o, 0) + weight
+                        made = o.node
+                        if made is not None and made.phase == item.phase and module_part(made.scope) != part:
+                            self._escaping.add(o)
         for o in self.graph.outputs:
             if type(o) is Value:
                 uses[o] = uses.get(o, 0) + 2
@@ -144,6 +153,8 @@ class FunctionWriter(LoopWriter):
         for piece in template.pieces:
             if isinstance(piece, str):
                 parts.append(piece)
+            elif piece.array and isinstance(operands[piece.index], Literal):
+                parts.append(literal_source(operands[piece.index], self.module, False, array=True)[0])
             else:
                 parts.append(self.ref(operands[piece.index], piece.precedence, bare=piece.bare))
         return "".join(parts)
@@ -173,14 +184,16 @@ class FunctionWriter(LoopWriter):
     # -- names and comments --------------------------------------------------------------------
 
     def name_for(self, value: Value, node: Node) -> str:
-        part = module_part(node.scope)
-        last = OPS.get(node.op) is not None and node.op in _NAMED_BY_SCOPE
-        if part and last:
-            return self.names.fresh(part if value.type.scale is None else f"{part}_q")
+        """A module's name for its product and for what it hands on, else what the op makes."""
         if node.op == "quantize" and isinstance(node.inputs[0], Value):
             text, own = self.env.get(node.inputs[0], ("", 0))
-            if own == ATOM and text.isidentifier():
-                return self.names.fresh(f"{text}_q")
+            if own == ATOM:
+                word = re.findall(r"[A-Za-z_]\w*", text.replace("kernel", "w"))
+                wish = word[-1] if text.isidentifier() else "_".join(word[-2:]) if word else "q"
+                return self.names.fresh(f"{wish}_q")
+        part = module_part(node.scope)
+        if part and (node.op in _NAMED_BY_SCOPE or value in self._escaping):
+            return self.names.fresh(f"d_{part}" if node.phase == BACKWARD else part)
         return self.names.fresh(noun(node.op))
 
     def _place(self, node: Node) -> tuple[str, str]:
@@ -218,4 +231,3 @@ _INLINE = {
     "reduce_sum", "reduce_max", "abs", "sign", "erf", "pow", "log1p", "is_finite", "stop_gradient",
     "iota", "expm1",
 }  # fmt: skip
-_ = Path

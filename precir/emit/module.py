@@ -11,7 +11,7 @@ import numpy as np
 
 from precir.emit.function import FunctionWriter, Line
 from precir.emit.layout import definition, wrap
-from precir.emit.loops import Argument, port_name, result_name
+from precir.emit.loops import Argument, port_name
 from precir.emit.names import Names, identifier
 from precir.emit.plan import Item, plan
 from precir.ir import Graph, Node, Value
@@ -49,6 +49,7 @@ class ModuleWriter:
     names: Names = field(default_factory=Names)
     externals: list[Any] = field(default_factory=list)
     constants: dict[str, Any] = field(default_factory=dict)
+    local_names: dict[Value, str] = field(default_factory=dict)  # inside the block that made them
     _constants_used: set[str] = field(default_factory=set)
     _imports: dict[str, dict[str, str]] = field(default_factory=dict)
     _functions: list[list[Line]] = field(default_factory=list)
@@ -111,7 +112,7 @@ class ModuleWriter:
             text = template.key
             for o in node.inputs:
                 if type(o) is not Value:
-                    text += f"\0{o!r}"
+                    text += f"\0{o!r}{'~' * o.type.weak}"
             if len(node.outputs) > 1:
                 text += f"\0{len(node.outputs)}{template.targets}"
         return self._keys.setdefault(text, len(self._keys))
@@ -140,17 +141,21 @@ class ModuleWriter:
                 name = names.fresh("saved")
                 unpacked = ["_"] * a.size
                 for port, element in a.members:
-                    unpacked[element] = names.fresh(port_name(loop, port))
+                    unpacked[element] = names.fresh(port_name(loop, port, self))
                     writer.env[loop.body.inputs[port]] = (unpacked[element], ATOM)
                 head.append((f"    {', '.join(unpacked)} = {name}", NOWHERE))
             else:
                 port, keys = a.members[0]
-                name = names.fresh(port_name(loop, port))
+                name = names.fresh(port_name(loop, port, self))
                 reach = "".join(map(str, keys)) if a.kind == "tree" else ""
                 writer.env[loop.body.inputs[port]] = (name + reach, ATOM)
             parameters.append(name)
         writer.lines.extend(head)
         writer.write(self.items(loop.body))
+        for r, result in enumerate(loop.results):
+            text = writer.ref(loop.body.outputs[r])
+            if text.isidentifier():
+                self.local_names.update(dict.fromkeys(result.values, text))
         returned = [writer.ref(loop.body.outputs[r]) for r in singles]
         for members in bundles:
             inner = [writer.ref(loop.body.outputs[r]) for r in members]
@@ -325,4 +330,3 @@ def _about(graph: Graph) -> str:
     return f"  # {shown} and those like it" if shown else ""
 
 
-_ = result_name

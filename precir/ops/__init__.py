@@ -5,7 +5,15 @@ from __future__ import annotations
 from itertools import chain
 
 from precir.ops import (
-    contraction, control, elementwise, indexing, movement, precision, random_, reductions, special,
+    contraction,
+    control,
+    elementwise,
+    indexing,
+    movement,
+    precision,
+    random_,
+    reductions,
+    special,
 )  # fmt: skip
 from precir.ops.base import Keeps, Op
 

@@ -9,8 +9,22 @@ from typing import Any
 
 from precir.ir import Literal, Node
 from precir.ops.writing import (
-    ATOM, BIT_AND, BIT_OR, BIT_XOR, COMPARE, DROPPED, PRODUCT, REQUIRED, SUM, UNARY,
-    Hole, Template, Writer, arguments, source,
+    ATOM,
+    BIT_AND,
+    BIT_OR,
+    BIT_XOR,
+    COMPARE,
+    DROPPED,
+    PRODUCT,
+    REQUIRED,
+    SUM,
+    UNARY,
+    Hole,
+    Template,
+    Writer,
+    arguments,
+    bare_scalars,
+    source,
 )  # fmt: skip
 
 __all__ = ["Keeps", "Op", "Write", "binary", "call", "operator", "unary"]
@@ -68,7 +82,7 @@ def call(
             return bind(node, w)
         indices = order if order is not None else tuple(range(len(node.inputs)))
         pieces: list[str | Hole] = [f"{function}("]
-        scalar_ok = bare and any(not isinstance(o, Literal) for o in node.inputs)
+        scalar_ok = bare and bare_scalars(node.inputs)
         if packed:
             pieces.append("(" if len(indices) != 1 else "[")
         for n, i in enumerate(indices):
@@ -89,12 +103,13 @@ def operator(symbol: str, precedence: int, function: str, dtypes: str = "float i
     plain = call(function, keywords={"out_dtype": None})
 
     def write(node: Node, w: Writer) -> Template:
-        kind = _kind(node.inputs[0].type.dtype)
+        operands = kind(node.inputs[0].type.dtype)
         literals = [isinstance(o, Literal) for o in node.inputs]
-        if kind not in dtypes.split() or all(literals) or node.params.get("out_dtype") is not None:
+        if operands not in dtypes.split() or all(literals) or node.params.get("out_dtype") is not None:
             return plain(node, w)
-        left = Hole(0, precedence + (precedence == COMPARE), bare=True)
-        return Template((left, f" {symbol} ", Hole(1, precedence + 1, bare=True)), precedence)
+        bare = bare_scalars(node.inputs)
+        left = Hole(0, precedence + (precedence == COMPARE), bare=bare)
+        return Template((left, f" {symbol} ", Hole(1, precedence + 1, bare=bare)), precedence)
 
     return write
 
@@ -103,14 +118,14 @@ def prefix(symbol: str, function: str, dtypes: str) -> Write:
     plain = call(function)
 
     def write(node: Node, w: Writer) -> Template:
-        if _kind(node.inputs[0].type.dtype) not in dtypes.split() or isinstance(node.inputs[0], Literal):
+        if kind(node.inputs[0].type.dtype) not in dtypes.split() or isinstance(node.inputs[0], Literal):
             return plain(node, w)
         return Template((symbol, Hole(0, UNARY)), UNARY)
 
     return write
 
 
-def _kind(dtype: str) -> str:
+def kind(dtype: str) -> str:
     if dtype == "bool":
         return "bool"
     if dtype in ("float32", "float64", "bfloat16", "float16"):

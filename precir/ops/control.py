@@ -32,7 +32,7 @@ def _closed(function: str, consts: range, w: Writer) -> Pieces:
         return [function]
     pieces: Pieces = [f"{w.use('functools', 'partial')}({function}"]
     for i in consts:
-        pieces += [", ", Hole(i)]
+        pieces += [", ", Hole(i, array=True)]
     return [*pieces, ")"]
 
 

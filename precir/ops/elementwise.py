@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from precir.ir import Literal, Node
-from precir.ops.base import Keeps, Op, binary, bind, call, operator, prefix, unary
+from precir.ops.base import Keeps, Op, binary, bind, call, kind, operator, prefix, unary
 from precir.ops.writing import (
-    BIT_AND, BIT_OR, BIT_XOR, COMPARE, DROPPED, PRODUCT, REQUIRED, SUM, Hole, Template, Writer,
+    ATOM,
+    BIT_AND,
+    BIT_OR,
+    BIT_XOR,
+    COMPARE,
+    DROPPED,
+    PRODUCT,
+    REQUIRED,
+    SUM,
+    Hole,
+    Template,
+    Writer,
+    bare_scalars,
+    dtype_source,
 )  # fmt: skip
 
 FOLLOW, WIDE, MOVE, OWN = Keeps.FOLLOW, Keeps.WIDE, Keeps.MOVE, Keeps.OWN
@@ -14,30 +27,22 @@ FOLLOW, WIDE, MOVE, OWN = Keeps.FOLLOW, Keeps.WIDE, Keeps.MOVE, Keeps.OWN
 def _select(node: Node, w: Writer) -> Template:
     pred = node.inputs[0].type
     if len(node.inputs) == 3 and pred.dtype == "bool" and pred.shape == node.outputs[0].type.shape:
-        bare = not all(isinstance(o, Literal) for o in node.inputs[1:])
+        bare = bare_scalars(node.inputs[1:])
         pieces = ("jnp.where(", Hole(0), ", ", Hole(2, bare=bare), ", ", Hole(1, bare=bare), ")")
         return Template(pieces)
     return call("lax.select_n")(node, w)
 
 
 def _convert(node: Node, w: Writer) -> Template:
-    # Weakness is dropped: operands of one op have one dtype in the graph, so nothing hangs on it.
-    if node.params.get("sharding") is not None:
+    """`astype` where it is the primitive: of complex numbers it warns, or compares with zero."""
+    operand, result = node.inputs[0], node.outputs[0].type
+    if node.params["weak_type"] or node.params["sharding"] is not None:
         return bind(node, w)
-    if isinstance(node.inputs[0], Literal):
-        return _convert_plain(node, w)
-    dtype = node.params["new_dtype"]
-    try:
-        text = w_dtype(dtype, w)
-    except TypeError:
-        return _convert_plain(node, w)
-    return Template((Hole(0, 10), f".astype({text})"))
-
-
-def w_dtype(dtype: object, w: Writer) -> str:
-    from precir.ops.writing import source
-
-    return source(dtype, w)
+    if {kind(operand.type.dtype), kind(result.dtype)} <= {"float", "int", "bool"}:
+        if isinstance(operand, Literal):
+            return _convert_plain(node, w)
+        return Template((Hole(0, ATOM), f".astype({dtype_source(result.dtype, w)})"))
+    return bind(node, w) if "complex" in operand.type.dtype else _convert_plain(node, w)
 
 
 _convert_plain = call(
@@ -139,5 +144,5 @@ OPS: tuple[Op, ...] = (
     binary("complex", OWN),
     unary("real", OWN),
     unary("imag", OWN),
-    unary("conj", OWN, _input_dtype=DROPPED),
+    unary("conj", OWN, input_dtype=DROPPED),
 )  # fmt: skip

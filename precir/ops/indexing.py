@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from precir.ops.base import Keeps, Op, call
-from precir.ops.writing import DROPPED, REQUIRED
+from precir.ir import Node
+from precir.ops.base import Keeps, Op, bind, call
+from precir.ops.writing import DROPPED, REQUIRED, Template, Writer
 
 _SCATTER = {
     "update_jaxpr": DROPPED,
@@ -15,7 +16,12 @@ _SCATTER = {
 
 
 def _scatter(name: str, function: str, keeps: Keeps = Keeps.FOLLOW) -> Op:
-    write = call(function, positional=("dimension_numbers",), keywords=_SCATTER)
+    plain = call(function, positional=("dimension_numbers",), keywords=_SCATTER)
+
+    def write(node: Node, w: Writer) -> Template:
+        applies = name == "scatter" and node.params["update_jaxpr"] is not None
+        return bind(node, w) if applies else plain(node, w)
+
     return Op(name, keeps, write)
 
 

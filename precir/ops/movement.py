@@ -14,7 +14,8 @@ def _reshape(node: Node, w: Writer) -> Template:
         return _reshape_plain(node, w)
     if isinstance(node.inputs[0], Literal):
         return _reshape_plain(node, w)
-    return Template((Hole(0, ATOM), f".reshape{source(tuple(node.params['new_sizes']), w)}"))
+    sizes = ", ".join(map(str, node.params["new_sizes"]))
+    return Template((Hole(0, ATOM), f".reshape({sizes or '()'})"))
 
 
 _reshape_plain = call("lax.reshape", positional=("new_sizes",), keywords={"dimensions": None, "sharding": None})
@@ -22,9 +23,14 @@ _reshape_plain = call("lax.reshape", positional=("new_sizes",), keywords={"dimen
 
 def _transpose(node: Node, w: Writer) -> Template:
     permutation = tuple(node.params["permutation"])
+    if isinstance(node.inputs[0], Literal):
+        return _transpose_plain(node, w)
     if permutation == (1, 0):
         return Template((Hole(0, ATOM), ".T"))
     return Template((Hole(0, ATOM), f".transpose{source(permutation, w)}"))
+
+
+_transpose_plain = call("lax.transpose", positional=("permutation",))
 
 
 def _broadcast(node: Node, w: Writer) -> Template:
@@ -75,15 +81,18 @@ def _concatenate(node: Node, w: Writer) -> Template:
 
 
 def _dynamic_slice(node: Node, w: Writer) -> Template:
-    if len(node.inputs) != 1 + node.inputs[0].type.rank:
+    if len(node.inputs) != 1 + node.inputs[0].type.rank or _negative(node, 1):
         return bind(node, w)
-    return Template(
-        ("lax.dynamic_slice(", Hole(0), ", ", *_indices(node, 1), f", {source(tuple(node.params['slice_sizes']), w)})")
-    )
+    sizes = source(tuple(node.params["slice_sizes"]), w)
+    return Template(("lax.dynamic_slice(", Hole(0), ", ", *_indices(node, 1), f", {sizes}", _exactly(node, 1)))
 
 
 def _dynamic_update_slice(node: Node, w: Writer) -> Template:
-    return Template(("lax.dynamic_update_slice(", Hole(0), ", ", Hole(1), ", ", *_indices(node, 2), ")"))
+    if _negative(node, 2):
+        return bind(node, w)
+    return Template(
+        ("lax.dynamic_update_slice(", Hole(0), ", ", Hole(1), ", ", *_indices(node, 2), _exactly(node, 2))
+    )
 
 
 def _indices(node: Node, first: int) -> list[str | Hole]:
@@ -91,6 +100,19 @@ def _indices(node: Node, first: int) -> list[str | Hole]:
     for i in range(first, len(node.inputs)):
         pieces += [Hole(i), ", " if i + 1 < len(node.inputs) or i == first else ""]
     return [*pieces, ")"]
+
+
+def _negative(node: Node, first: int) -> bool:
+    """Whether an index is a negative literal, which no function passes on as it is."""
+    literals = [o.value for o in node.inputs[first:] if isinstance(o, Literal)]
+    return any(isinstance(v, int) and v < 0 for v in literals)
+
+
+def _exactly(node: Node, first: int) -> str:
+    """JAX has already counted negative indices from the end; counting twice changes those that
+    are out of bounds."""
+    signed = [o for o in node.inputs[first:] if not isinstance(o, Literal) and not o.type.dtype.startswith("uint")]
+    return ", allow_negative_indices=False)" if signed else ")"
 
 
 def _split(node: Node, w: Writer) -> Template:

@@ -17,8 +17,10 @@ def _reduce(method: str, keeps: Keeps, name: str) -> Op:
     def write(node: Node, w: Writer) -> Template:
         if node.params.get("out_sharding") is not None:
             return exact(node, w)
-        dtype, axes = node.inputs[0].type.dtype, node.params["axes"]
-        if dtype != "float32" or not isinstance(axes, tuple) or not axes:
+        kind, axes = node.inputs[0].type, node.params["axes"]
+        if kind.dtype != "float32" or kind.weak or not isinstance(axes, tuple) or not axes:
+            return exact(node, w)
+        if 0 in kind.shape:  # jnp refuses the extrema of nothing
             return exact(node, w)
         if set(axes) == set(range(node.inputs[0].type.rank)):
             return Template((f"jnp.{method}(", Hole(0), ")"))

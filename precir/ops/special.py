@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import jax
+
 from precir.errors import EmitError
 from precir.ir import Node, Region
 from precir.ops.base import Keeps, Op, call
@@ -19,7 +21,10 @@ def bind_template(node: Node, w: Writer) -> Template:
             fix="import the library that defines it first",
         )
     path = import_path(node.op)
-    name = w.use(*path) if path else w.external(primitive)
+    if path and vars(jax.lax).get(path[1]) is primitive:
+        name = f"lax.{path[1]}"
+    else:
+        name = w.use(*path) if path else w.external(primitive)
     pieces: list[str | Hole] = [f"{name}.bind("]
     for i in range(len(node.inputs)):
         pieces += [", "] * (i > 0) + [Hole(i)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from precir.ir import Graph, Literal, Node
+from precir.ir import Graph, Literal, Node, Operand, Value
 
 # Python's precedence of what we write, loosest first.
 LOWEST, COMPARE, BIT_OR, BIT_XOR, BIT_AND, SHIFT, SUM, PRODUCT, UNARY, POWER, ATOM = range(11)
@@ -21,11 +21,13 @@ LOWEST, COMPARE, BIT_OR, BIT_XOR, BIT_AND, SHIFT, SUM, PRODUCT, UNARY, POWER, AT
 @dataclass(frozen=True, slots=True)
 class Hole:
     """Where operand `index` goes: as tightly bound as `precedence`; `bare` if a Python scalar
-    takes the other operand's dtype there, else literals are written with their dtype."""
+    takes the other operand's dtype there, else literals are written with their dtype; as an
+    `array` if the text around it asks for more than a scalar's value."""
 
     index: int
     precedence: int = LOWEST
     bare: bool = False
+    array: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,11 +169,15 @@ def _mesh(mesh: jax.sharding.Mesh, w: Writer) -> str:
     return f"{made}({np_}.array({devices}).reshape({mesh.devices.shape}), {mesh.axis_names!r}{types})"
 
 
-def literal_source(literal: Literal, w: Writer, bare: bool) -> tuple[str, int]:
-    """A scalar constant and its precedence: `2.0` where `bare`, else with its dtype."""
+def literal_source(literal: Literal, w: Writer, bare: bool, array: bool = False) -> tuple[str, int]:
+    """A scalar constant and its precedence: `2.0` where `bare` or where JAX gives it that very
+    type of its own accord, else with its dtype."""
     value, dtype = literal.value, literal.type.dtype
     text = source(value, w)
-    if bare and not (isinstance(value, int) and abs(value) >= 2**31):
+    untyped = literal.type.weak and dtype == jnp.result_type(type(value)).name
+    if array:
+        return f"{'jnp.asarray' if untyped else dtype_source(dtype, w)}({text})", ATOM
+    if untyped or (bare and not (isinstance(value, int) and abs(value) >= 2**31)):
         return text, UNARY if text.startswith("-") else ATOM
     if isinstance(value, bool) and dtype == "bool":
         return f"{w.use('numpy')}.bool_({text})", ATOM
@@ -179,6 +185,14 @@ def literal_source(literal: Literal, w: Writer, bare: bool) -> tuple[str, int]:
     if hasattr(np, dtype):
         return f"{w.use('numpy')}.{dtype}({text})", ATOM
     return f"{w.use('numpy')}.array({text}, {dtype_source(dtype, w)})", ATOM
+
+
+def bare_scalars(operands: Sequence[Operand]) -> bool:
+    """Whether a Python scalar among operands of one dtype stands for its literal: it takes the
+    dtype of the arrays, and cannot make the result strongly typed."""
+    arrays = [o for o in operands if isinstance(o, Value)]
+    weak = all(o.type.weak for o in operands)
+    return bool(arrays) and (weak or not all(a.type.weak for a in arrays))
 
 
 def arguments(node: Node, keywords: Mapping[str, Any], w: Writer) -> list[str] | None:
