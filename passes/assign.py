@@ -234,15 +234,23 @@ class _Walk:
         return first, second
 
     def _only_wide_readers(self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]) -> bool:
-        value = node.outputs[0]
-        if value in outputs:
-            return True
-        readers = users.get(value, ())
-        return bool(readers) and all(
-            not r.regions
-            and (op_named(r.op).keeps is Keeps.WIDE or r.phase == UPDATE)
-            for r in readers
-        )
+        """Whether all that reads a product, through whatever only moves it, computes in the wide
+        dtype anyway: rounding the float32 sum to 16 bits would then only lose digits."""
+        waiting, seen = list(node.outputs), False
+        while waiting:
+            value = waiting.pop()
+            if value in outputs:
+                seen = True
+            for reader in users.get(value, ()):
+                seen = True
+                keeps = op_named(reader.op).keeps
+                if reader.regions:
+                    return False
+                if keeps is Keeps.MOVE and reader.phase != UPDATE:
+                    waiting.extend(reader.outputs)
+                elif keeps is not Keeps.WIDE and reader.phase != UPDATE and reader not in self.tail.loss:
+                    return False
+        return seen
 
     def note(self, node: Node, reason: str) -> None:
         a, b = node.inputs[:2]

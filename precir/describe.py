@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,8 @@ def module_doc(program: Program) -> str:
     code = getattr(program.source, "__code__", None)
     if code is not None:
         place = f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"
-        lines += ["", f"From {place}. {products_line(program)}".rstrip()]
+        about = f"From {place}. {products_line(program)}".rstrip()
+        lines += ["", *textwrap.wrap(about, 98)]
     return "\n".join(lines) + ("\n" if len(lines) > 1 else "")
 
 

@@ -21,7 +21,8 @@ def wrap(line: str) -> list[str]:
     if opened is None:
         return _bracketed(code) if comment == "" else [line]
     start, stop = opened
-    items = _split_commas(code[start + 1 : stop])
+    clauses = _comprehension(code[start + 1 : stop])
+    items = clauses or _split_commas(code[start + 1 : stop])
     indent = len(code) - len(code.lstrip())
     inner = " " * (indent + 4)
     lines = [code[: start + 1]]
@@ -30,8 +31,8 @@ def wrap(line: str) -> list[str]:
     current = inner
     for n, item in enumerate(items):
         last = n + 1 == len(items)
-        piece = item if last and not _needs_comma(code[start], items) else item + ","
-        if current != inner and len(current) + 1 + len(piece) > WIDTH:
+        piece = item if clauses or last and not _needs_comma(code[start], items) else item + ","
+        if current != inner and (clauses or len(current) + 1 + len(piece) > WIDTH):
             lines.append(current)
             current = inner
         current += (" " if current != inner else "") + piece
@@ -83,6 +84,23 @@ def _outer_bracket(code: str) -> tuple[int, int] | None:
             if depth == 0 and i - start > 1 and (best is None or i - start > best[1] - best[0]):
                 best = (start, i)
     return best
+
+
+def _comprehension(text: str) -> list[str]:
+    """[element, for-clause] if the inside of a bracket is a comprehension, else nothing."""
+    depth, quoted = 0, ""
+    for i, c in enumerate(text):
+        if quoted:
+            quoted = "" if c == quoted else quoted
+        elif c in "\"'":
+            quoted = c
+        elif c in "([{":
+            depth += 1
+        elif c in ")]}":
+            depth -= 1
+        elif depth == 0 and text.startswith(" for ", i):
+            return [text[:i].strip(), text[i:].strip()]
+    return []
 
 
 def _split_commas(text: str) -> list[str]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from precir.emit.names import Names, identifier, module_part
+from precir.emit.names import Names, identifier, module_part, noun
 from precir.emit.paths import Family, Leaves, family
 from precir.emit.plan import Item, Loop, Port
 from precir.emit.sequences import Home, indices, parts
-from precir.ir import Graph, Node, Operand, Value
+from precir.ir import BACKWARD, Graph, Node, Operand, Value
 from precir.ops.writing import ATOM
 from precir.source import Source
 
@@ -44,6 +45,7 @@ class LoopWriter:
         self.homes: dict[Value, Home] = {}
         self.kept: set[Value] = set()
         self.graph_scope = ""
+        self.result_names: dict[Operand, str] = {}
         self._lists: dict[tuple[Operand, ...], str] = {}
         self._rank: dict[Value, int] = {}
         self._readers: dict[Value, set[int]] = {}
@@ -93,7 +95,7 @@ class LoopWriter:
             shown = [i if isinstance(i, str) else self.ref(values[i]) for i in items]
             text = "[" + ", ".join(shown) + "]"
         if len(text) > 12 and hint and not text.isidentifier():
-            name = self.names.fresh(hint)
+            name = self.names.fresh(_list_name(text, values, hint))
             self.line(f"{name} = {text}")
             text = name
         self._lists[key] = text
@@ -108,7 +110,7 @@ class LoopWriter:
         merged = _merge(arguments)
         singles, bundles = self._results(loop)
         numbers = _primary(merged)
-        collect = {key: self.names.fresh(self._bundle_name(base, n, len(bundles))) for n, key in enumerate(bundles)}
+        collect = {key: self.names.fresh(self._bundle_name(loop, base, ms)) for key, ms in bundles.items()}
         placed = numbers is not None and sorted(numbers) == list(range(loop.count)) and list(numbers) != list(range(loop.count))
         for argument in merged:
             if argument.kind == "carried":
@@ -138,8 +140,16 @@ class LoopWriter:
         phases = {n.phase for n in loop.body.nodes}
         return f"{base}_backward" if phases == {"backward"} or "backward" in phases else base
 
-    def _bundle_name(self, base: str, n: int, count: int) -> str:
-        return f"{base}_results" if count == 1 else f"{base}_results_{n}"
+    def _bundle_name(self, loop: Loop, base: str, members: list[int]) -> str:
+        """What a list of results is called: after the result it becomes part of (`new_mu`), else
+        after what one result is, or the block's gradients or what it saves for them."""
+        returned = {self.result_names.get(loop.results[members[0]].values[0], "")}
+        if len(members) == 1 and "" not in returned:
+            return f"new_{returned.pop()}"
+        if len(members) == 1:
+            return plural(result_name(loop, members[0]))
+        backward = any(n.phase == BACKWARD for n in loop.body.nodes)
+        return f"{base.removesuffix('_backward')}_grads" if backward else f"{base}_saved"
 
     def _results(self, loop: Loop) -> tuple[list[int], dict[tuple[int, ...], list[int]]]:
         """Results kept one by one (carried, or the last copy's), and those collected in lists,
@@ -158,7 +168,7 @@ class LoopWriter:
 
     def _argument(self, loop: Loop, p: int, base: str) -> Argument:
         port: Port = loop.ports[p]
-        hint = port_name(loop, p)
+        hint = port_name(loop, p, self.module)
         if port.carried is not None:
             return Argument("carried", hint, members=[(p, None)])
         if port.invariant:
@@ -174,11 +184,14 @@ class LoopWriter:
         if len(kept) == len(values):
             numbers = tuple(h.index for h in kept)
             one = len({(h.bundle, h.element) for h in kept}) == 1
+            if one and kept[0].size == 1 and numbers == tuple(range(kept[0].count)):
+                return Argument("list", singular(kept[0].bundle), kept[0].bundle, members=[(p, None)])
             if one and indices(numbers) is not None:
                 return Argument(
                     "bundle", hint, f"{kept[0].bundle}[{INDEX}]", numbers, [(p, kept[0].element)], kept[0].size
                 )
-        return Argument("list", hint, self.sequence(values, hint + "s"), members=[(p, None)])
+        text = self.sequence(values, plural(hint))
+        return Argument("list", singular(text) if text.isidentifier() else hint, text, members=[(p, None)])
 
     # -- the two shapes ------------------------------------------------------------------------
 
@@ -187,7 +200,6 @@ class LoopWriter:
         singles: list[int], bundles: dict[tuple[int, ...], list[int]], collect: dict[tuple[int, ...], str], placed: bool,
     ) -> None:  # fmt: skip
         name = self.module.block(loop, base, arguments, singles, list(bundles.values()))
-        node = loop.body.nodes[0]
         self.line(f"for i in {_header(numbers, loop.count)}:")
         inner = [_passed(a, numbers, loop.count) for a in arguments]
         targets = []
@@ -202,7 +214,7 @@ class LoopWriter:
                 appended.append((list_name, targets[-1]))
             del key
         self.indent += 1
-        self.line(f"{', '.join(targets)} = {name}({', '.join(inner)})", node)
+        self.line(f"{', '.join(targets)} = {name}({', '.join(inner)})")
         for list_name, value in appended:
             self.line(f"{list_name}.append({value})")
         self.indent -= 1
@@ -247,6 +259,8 @@ class LoopWriter:
                     body.env[value] = (text, ATOM)
         body.kept = set(o for o in loop.body.outputs if type(o) is Value)
         body.write(self.module.items(loop.body))
+        if plain and lists and self._comprehension(loop, body, singles, bundles, collect):
+            return
         self.lines.extend(body.lines)
         self.indent += 1
         for key, members in bundles.items():
@@ -261,6 +275,27 @@ class LoopWriter:
         self.indent -= 1
         names = [self._carried_or(loop, r, arguments, moved, body) for r in singles]
         self._after(loop, singles, names)
+
+    def _comprehension(
+        self, loop: Loop, body: LoopWriter, singles: list[int],
+        bundles: dict[tuple[int, ...], list[int]], collect: dict[tuple[int, ...], str],
+    ) -> bool:  # fmt: skip
+        """Turn a loop that only appends one expression into a list comprehension."""
+        code = [(t, s) for t, s in body.lines if not t.lstrip().startswith("#")]
+        if singles or len(bundles) != 1 or len(code) != 1:
+            return False
+        ((key, members),) = bundles.items()
+        name, equals, expression = code[0][0].strip().partition(" = ")
+        if len(members) != 1 or not equals or body.ref(loop.body.outputs[members[0]]) != name:
+            return False
+        head = self.lines.pop()[0].strip().removesuffix(":")
+        assert self.lines[-1][0].strip() == f"{collect[key]} = []"
+        self.lines.pop()
+        comments = [t for t, _ in body.lines if t.lstrip().startswith("#")]
+        pad = "    " * self.indent
+        self.lines += [(pad + c.strip(), code[0][1]) for c in comments[:1]]
+        self.lines.append((f"{pad}{collect[key]} = [{expression} {head}]", code[0][1]))
+        return True
 
     def _carried_or(self, loop: Loop, r: int, arguments: list[Argument], moved: list[tuple[str, str]], body: LoopWriter) -> str:
         for a in arguments:
@@ -336,19 +371,43 @@ def _common_scope(scopes: Sequence[str]) -> str:
     return "/".join(common)
 
 
-def port_name(loop: Loop, p: int) -> str:
-    value = loop.body.inputs[p]
-    source = loop.ports[p].values[0]
+def port_name(loop: Loop, p: int, module: Any) -> str:
+    """What a body calls one of its inputs: as its maker does, as the argument it comes from, or
+    after the op that makes it."""
+    value, source = loop.body.inputs[p], loop.ports[p].values[0]
+    known = module.local_names.get(source) if type(source) is Value else None
+    if known is not None:
+        return str(known)
     if type(source) is Value and source.node is not None:
         part = module_part(source.node.scope)
         if part and source.node.op in ("dot_general", "scaled_dot", "conv_general_dilated"):
             return identifier(part)
-    hint = value.hint.replace("]", "").replace("'", "").replace("[", ".").split(".")[-1]
-    return identifier(hint) if hint and not hint.startswith("arg") else "x"
+        if loop.ports[p].carried is not None:
+            return "d_x" if source.node.phase == BACKWARD else "x"
+        return noun(source.node.op)
+    words = re.findall(r"[A-Za-z_]\w*", value.hint)
+    return identifier(words[-1]) if words and not value.hint.startswith("arg") else "x"
 
 
 def result_name(loop: Loop, r: int) -> str:
-    from precir.emit.names import noun
-
     output = loop.body.outputs[r]
     return noun(output.node.op) if isinstance(output, Value) and output.node else "out"
+
+
+def plural(word: str) -> str:
+    return word if word.endswith("s") else f"{word}s"
+
+
+def singular(word: str) -> str:
+    base = word.removeprefix("new_").rstrip("0123456789").rstrip("_")
+    return base[:-1] if base.endswith("s") and not base.endswith("ss") and len(base) > 2 else f"{base}_i"
+
+
+def _list_name(text: str, values: Sequence[Operand], hint: str) -> str:
+    """A list of leaves is called as the subtree is; of gradients, gradients."""
+    if text.startswith("jax.tree.leaves("):
+        words = re.findall(r"[A-Za-z_]\w*", text.removeprefix("jax.tree.leaves("))
+        return words[-1] if words else hint
+    first = values[0]
+    backward = type(first) is Value and first.node is not None and first.node.phase == BACKWARD
+    return "grads" if backward else hint

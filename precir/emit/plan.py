@@ -64,7 +64,8 @@ def plan(graph: Graph, key_of: Callable[[Node], int]) -> list[Item]:
     readers = _readers(graph, position)
     items: list[Item] = []
     done = 0
-    for run in find_runs([key_of(n) for n in nodes]):
+    keys = [key_of(n) for n in nodes]
+    for run in find_runs(keys, lambda r: _best_offset(nodes, r, readers)):
         found = _loop(graph, run, position, readers)
         if found is None:
             continue
@@ -96,7 +97,7 @@ def _loop(
     readers: Mapping[Value, list[int]],
 ) -> tuple[int, int, Loop] | None:
     nodes, period = graph.nodes, run.period
-    start = run.start + _best_offset(nodes, run, position, readers)
+    start = run.start
     count = (run.stop - start) // period
     signatures = [
         _signature(nodes[start + c * period : start + (c + 1) * period], start, period, c, position)
@@ -110,7 +111,7 @@ def _loop(
 
 
 def _best_offset(
-    nodes: Sequence[Node], run: Run, position: Mapping[Node, int], readers: Mapping[Value, list[int]]
+    nodes: Sequence[Node], run: Run, readers: Mapping[Value, list[int]]
 ) -> int:
     """Where copies should begin: where fewest values cross from one to the next, at the
     outermost change of scope."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.tree_util import GetAttrKey
 
 from precir.emit.function import FunctionWriter
 from precir.emit.layout import definition
@@ -15,6 +16,7 @@ from precir.emit.paths import quote
 from precir.emit.signature import Signature, Structures, bind_inputs
 from precir.ir import Graph, Operand
 from precir.ops.writing import Opaque, source
+from precir.source import NOWHERE as _NO
 
 
 def emit(
@@ -39,6 +41,7 @@ def emit(
     writer.inputs_from(leaves)
     for line in unpacking:
         writer.line(line)
+    writer.result_names = _result_names(signature, graph.outputs)
     writer.write(module.items(graph))
     structures = Structures(signature, graph.inputs)
     result = _Result(writer, module, structures).write(signature.result, graph.outputs)
@@ -53,6 +56,17 @@ def emit(
     main = [*([(jit, _NO)] if jit else []), (head, _NO), *writer.lines]
     quoted = f'"""{doc}"""' if doc else '"""Emitted by precir."""'
     return module.finish(main, quoted, signature.name)
+
+
+def _result_names(signature: Signature, outputs: Sequence[Operand]) -> dict[Operand, str]:
+    """For each result that is part of a larger named one (`mu`, `params`), the name of that."""
+    tree = jax.tree.unflatten(signature.result, range(signature.result.num_leaves))
+    found: dict[Operand, str] = {}
+    for keys, number in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        words = [k.name for k in keys if isinstance(k, GetAttrKey)]
+        if words:
+            found[outputs[number]] = words[-1]
+    return found
 
 
 class _Result:
@@ -95,7 +109,7 @@ class _Result:
         if same:
             text = same[0][0]
             changed = [f"{f}={v}" for f, v in shown if v != f"{text}.{f}"]
-            return f"{text}._replace({', '.join(changed)})"
+            return f"{text}._replace({', '.join(changed)})" if changed else text
         try:
             name = source(kind, self.module)
         except Opaque:
@@ -117,6 +131,4 @@ class _Result:
         return found
 
 
-from precir.source import NOWHERE as _NO  # noqa: E402
 
-_ = jax

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,8 +38,10 @@ class Run:
         return (self.copies - 1) * self.period
 
 
-def find_runs(keys: Sequence[int]) -> list[Run]:
+def find_runs(keys: Sequence[int], align: Callable[[Run], int]) -> list[Run]:
     """Disjoint tandem repeats of a sequence, those that save most first chosen, in order.
+
+    `align` says how much of its slack a run should skip, so that copies begin where they should.
 
     Candidate periods are the commonest distances from a window of keys to its next occurrence;
     each costs one vectorised comparison, so that the whole is linear in the sequence.
@@ -51,9 +53,12 @@ def find_runs(keys: Sequence[int]) -> list[Run]:
     taken = np.zeros(len(array), dtype=bool)
     for run in runs:
         for rest in _free_parts(run, taken):
-            if _worthwhile(rest):
-                chosen.append(rest)
-                taken[rest.start : rest.stop] = True
+            if not _worthwhile(rest):
+                continue
+            start = rest.start + align(rest)
+            aligned = Run(start, start + rest.copies * rest.period, rest.period)
+            chosen.append(aligned)
+            taken[aligned.start : aligned.stop] = True
     return sorted(chosen, key=lambda r: r.start)
 
 

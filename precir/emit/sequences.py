@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from precir.emit.paths import Leaves
 from precir.ir import Operand, Value
@@ -30,7 +30,7 @@ def indices(numbers: Sequence[int]) -> str | None:
     ascending = list(range(first, first + count))
     span = f"range({count})" if first == 0 else f"range({first}, {first + count})"
     if list(numbers) == ascending:
-        return span if count <= 10 else span
+        return span
     if list(numbers) == ascending[::-1]:
         return f"reversed({span})"
     if list(numbers) == sorted(ascending, key=str):
@@ -39,26 +39,31 @@ def indices(numbers: Sequence[int]) -> str | None:
 
 
 def flattened(homes: Sequence[Home]) -> tuple[str, int] | None:
-    """Spell the longest leading run of one bundle's results as one starred item: (text, length)."""
-    first = homes[0]
-    run = 0
-    while run < len(homes) and homes[run].bundle == first.bundle:
-        run += 1
+    """Spell the longest leading run of loop results as one starred item: (text, length).
+
+    A run is the same results of one iteration after another, in an order that `indices` can
+    spell: `*[g for layer in grads for g in layer]`.
+    """
     width = 0
-    while width < run and homes[width].index == first.index:
+    while width < len(homes) and homes[width].index == homes[0].index:
         width += 1
-    elements = [h.element for h in homes[:width]]
+    pattern = [(h.bundle, h.element) for h in homes[:width]]
     numbers: list[int] = []
-    for start in range(0, run - width + 1, width):
+    for start in range(0, len(homes) - width + 1, width):
         group = homes[start : start + width]
         same = all(h.index == group[0].index for h in group)
-        if not same or [h.element for h in group] != elements or group[0].index in numbers:
+        if not same or [(h.bundle, h.element) for h in group] != pattern or group[0].index in numbers:
             break
         numbers.append(group[0].index)
     over = indices(numbers) if len(numbers) > 1 else None
     if over is None:
         return None
-    bundle, length = first.bundle, len(numbers) * width
+    first, length = homes[0], len(numbers) * width
+    if len({b for b, _ in pattern}) > 1:
+        inner = ", ".join(str(replace(h, index=0)).replace("[0]", "[i]", 1) for h in homes[:width])
+        return f"*[leaf for i in {over} for leaf in ({inner})]", length
+    elements = [e for _, e in pattern]
+    bundle = first.bundle
     whole = numbers == list(range(first.count))
     item = "group" if whole else f"{bundle}[i]"
     if whole and first.size == 1:
