@@ -1,0 +1,196 @@
+"""Read a report off a program's graphs and decisions."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from precir.ir import BACKWARD, FORWARD, Graph, Node, Value
+from precir.ops import Keeps, op_named
+from precir.passes.assign import Assignment, Product
+from precir.recipe import KEEP, TRUE, Recipe
+from precir.report.data import ProductRow, Report, TensorRow, by_format
+from precir.report.units import format_name, shape_text, type_bytes
+
+if TYPE_CHECKING:
+    from precir.program import Program
+
+# Products that have no rule of their own yet and stay as traced.
+_OTHER_PRODUCTS = ("ragged_dot", "ragged_dot_general", "scaled_matmul")
+
+
+def gather(program: Program) -> Report:
+    """The report on a program."""
+    final = program.graph
+    return Report(
+        name=program.signature.name,
+        place=_place(program.source),
+        recipe=program.recipe.name,
+        numbers=recipe_in_words(program.recipe),
+        products=tuple(_products(program)),
+        tensors=_largest_first(_tensor(v, times) for v, times in _made(final)),
+        residuals=_largest_first(_tensor(v, times) for v, times in _residuals(final, 1)),
+        arguments=by_format((format_name(v.type.dtype), type_bytes(v.type)) for v in final.inputs),
+    )
+
+
+def recipe_in_words(recipe: Recipe) -> str:
+    """`E4M3 forward, E5M2 gradients, current scaling; bf16 products, f32 sums and updates`."""
+    if recipe.mode == KEEP:
+        words = "every number as written"
+    elif recipe.mode == TRUE:
+        words = f"everything in {format_name(recipe.compute)}"
+    else:
+        compute, wide = format_name(recipe.compute), format_name(recipe.wide)
+        words = f"{compute} products, {wide} sums, norms, losses and updates"
+        if recipe.forward is not None and recipe.gradient is not None:
+            forward, gradient = format_name(recipe.forward), format_name(recipe.gradient)
+            low = f"{forward} forward, {gradient} gradients, {recipe.scaling} scaling"
+            words = f"{low}; {compute} activations, {wide} sums, norms, losses and updates"
+    kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]
+    return "; ".join([words, *kept])
+
+
+def _place(fn: Callable[..., Any]) -> str:
+    code = getattr(fn, "__code__", None)
+    return f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}" if code else ""
+
+
+def walk(graph: Graph, times: int | None = 1) -> Iterator[tuple[Node, int | None]]:
+    """Every node, those of sub-programs too, and how often it runs in one call."""
+    for node in graph:
+        yield node, times
+        for region in node.regions:
+            yield from walk(region, _inside(node, times))
+
+
+def _inside(node: Node, times: int | None) -> int | None:
+    if times is None or node.op == "while":
+        return None
+    return times * int(node.params["length"]) if node.op == "scan" else times
+
+
+# -- products --------------------------------------------------------------------------------------
+
+
+def _products(program: Program) -> Iterator[ProductRow]:
+    """The products of the program that formats were chosen for."""
+    assignment = program.assignment
+    chosen = {p.node: p for p in assignment.products}
+    for node, times in walk(_assigned(program)):
+        product = chosen.get(node) or _other_product(node, assignment, program.recipe)
+        if product is not None:
+            yield _product(product, times)
+
+
+def _assigned(program: Program) -> Graph:
+    """The graph whose nodes the assignment speaks of."""
+    graphs = {stage.name: stage.graph for stage in program.stages}
+    return graphs.get("assign", program.graph)
+
+
+def _other_product(node: Node, assignment: Assignment, recipe: Recipe) -> Product | None:
+    """A product that is none of the matrix products that recipes choose formats for."""
+    keeps = op_named(node.op).keeps
+    if keeps not in (Keeps.PRODUCT, Keeps.CONVOLUTION) and node.op not in _OTHER_PRODUCTS:
+        return None
+    compute = assignment.compute.get(node, "traced")
+    dtypes = [o.type.dtype if compute == "traced" else compute for o in node.inputs[:2]]
+    result = assignment.dtype(node.outputs[0])
+    return Product(node, False, (dtypes[0], dtypes[1]), result, _other_reason(node, recipe))
+
+
+def _other_reason(node: Node, recipe: Recipe) -> str:
+    if recipe.override(node.scope) is not None:
+        return f"{recipe.override(node.scope)} by override at {node.scope}"
+    if recipe.mode == KEEP:
+        return f"recipe {recipe.name} changes nothing"
+    if op_named(node.op).keeps is not Keeps.CONVOLUTION:
+        return f"{node.op} keeps its own precision"
+    return f"no 8-bit kernel for {node.op}" if recipe.forward else f"recipe {recipe.name}"
+
+
+def _product(product: Product, times: int | None) -> ProductRow:
+    node = product.node
+    a, b = (shape_text(o.type.shape) for o in node.inputs[:2])
+    return ProductRow(
+        low=product.low,
+        format=" x ".join(map(format_name, product.operands)),
+        result=format_name(product.result),
+        shape=f"{a} x {b} -> {shape_text(node.outputs[0].type.shape)}",
+        scope=node.scope,
+        phase=node.phase,
+        where=_where(node),
+        reason=product.reason,
+        op=node.op,
+        times=times,
+        flops=_flops(node),
+    )
+
+
+def _flops(node: Node) -> int | None:
+    """Two for each multiply-add."""
+    numbers: Any = node.params.get("dimension_numbers")
+    size = math.prod(node.outputs[0].type.shape)
+    if node.op == "dot_general":
+        summed: Iterable[int] = numbers[0][0]
+        return 2 * size * math.prod(node.inputs[0].type.shape[i] for i in summed)
+    if node.op == "conv_general_dilated":
+        kernel = node.inputs[1].type.shape
+        features: int = numbers.rhs_spec[0]
+        return 2 * size * math.prod(kernel) // max(1, kernel[features])
+    return None
+
+
+def _where(node: Node | None) -> str:
+    where = node.source.where if node is not None else None
+    return str(where) if where is not None else ""
+
+
+# -- tensors ---------------------------------------------------------------------------------------
+
+
+def _made(graph: Graph) -> Iterator[tuple[Value, int | None]]:
+    for node, times in walk(graph):
+        for value in node.outputs:
+            yield value, times
+
+
+def _tensor(value: Value, times: int | None) -> TensorRow:
+    node = value.node
+    assert node is not None
+    return TensorRow(
+        name=value.hint or node.op,
+        op=node.op,
+        shape=shape_text(value.type.shape),
+        format=format_name(value.type.dtype),
+        bytes=type_bytes(value.type),
+        phase=node.phase,
+        scope=node.scope,
+        where=_where(node),
+        times=times,
+    )
+
+
+def _largest_first(rows: Iterator[TensorRow]) -> tuple[TensorRow, ...]:
+    """Equal ones in program order."""
+    return tuple(sorted(rows, key=lambda row: -row.bytes))
+
+
+def _residuals(graph: Graph, times: int | None) -> Iterator[tuple[Value, int | None]]:
+    """Values that a forward node makes and a backward node of the same graph reads.
+
+    What a rematerialised block computes again for its gradients is not kept, and not counted.
+    """
+    users: Mapping[Value, tuple[Node, ...]] = graph.users
+    for node in graph:
+        if node.phase == FORWARD and node.op != "constant":
+            for value in node.outputs:
+                if any(user.phase == BACKWARD for user in users.get(value, ())):
+                    yield value, times
+        if node.op == "remat" and node.phase == BACKWARD:
+            continue
+        for region in node.regions:
+            yield from _residuals(region, _inside(node, times))

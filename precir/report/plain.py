@@ -1,0 +1,100 @@
+"""A report as plain text: all of it, the same on every terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from precir.report.data import FormatSum, Report, TensorRow
+from precir.report.units import bytes_text
+
+Cells = Sequence[str]
+
+
+def plain(report: Report) -> str:
+    """The whole report."""
+    at = f", {report.place}" if report.place else ""
+    sections = [
+        f"precir report: {report.name}{at}",
+        f"recipe {report.recipe}: {report.numbers}\n{report.headline}\n{residual_line(report)}",
+        _titled("Formats of the arguments", _sums(report.arguments)),
+        _titled("Formats of the tensors between operations", _sums(report.formats)),
+        _titled("Formats of the residuals", _sums(report.residual_formats)),
+        _titled("Products in program order", _products(report)),
+        *_wide(report),
+        _titled("Residuals, largest first", _tensors(report.residuals)),
+        _titled("Tensors, largest first", _tensors(report.tensors)),
+    ]
+    return "\n\n".join(s for s in sections if s) + "\n"
+
+
+def residual_line(report: Report) -> str:
+    """What the forward program leaves for the backward one, in one line."""
+    if not report.residuals:
+        return "nothing is kept from forward to backward"
+    count = len(report.residuals)
+    tensors = f"{count} tensor{'s' * (count > 1)}"
+    return f"{bytes_text(report.residual_bytes)} kept from forward to backward, {tensors}"
+
+
+def times_text(times: int | None) -> str:
+    """How often a node runs: nothing to say of once."""
+    return "?" if times is None else "" if times == 1 else f"{times}"
+
+
+def _titled(title: str, lines: list[str]) -> str:
+    return "\n".join([title, "-" * len(title), *lines]) if lines else ""
+
+
+def _sums(sums: Iterable[FormatSum]) -> list[str]:
+    rows = [(s.format, f"{s.count}", bytes_text(s.bytes), f"{s.bytes}") for s in sums]
+    return table(("format", "tensors", "size", "bytes"), rows, right=(1, 2, 3))
+
+
+def _products(report: Report) -> list[str]:
+    head = ("format", "result", "shape", "scope", "phase", "where", "times", "reason")
+    return table(
+        head,
+        [
+            (p.format, p.result, p.shape, p.scope, p.phase, p.where, times_text(p.times), p.reason)
+            for p in report.products
+        ],
+        right=(6,),
+    )
+
+
+def _wide(report: Report) -> Iterable[str]:
+    """Only where some are not: a recipe without 8 bits has nothing to explain."""
+    if report.low:
+        lines = []
+        for reason, rows in report.wide.items():
+            lines.append(f"{len(rows)}: {reason}")
+            places = (f"{p.format}, {p.scope or p.op}, {p.phase} {p.where}" for p in rows)
+            lines += [f"  {place}".rstrip() for place in places]
+        yield _titled("Products not in FP8, by reason", lines)
+
+
+def _tensors(tensors: Iterable[TensorRow]) -> list[str]:
+    head = ("bytes", "format", "shape", "name", "phase", "scope", "where", "times")
+    return table(head, [_cells(t) for t in tensors], right=(0, 7))
+
+
+def _cells(t: TensorRow) -> Cells:
+    times = times_text(t.times)
+    return f"{t.bytes}", t.format, t.shape, t.name, t.phase, t.scope, t.where, times
+
+
+def table(head: Cells, rows: Sequence[Cells], right: tuple[int, ...] = ()) -> list[str]:
+    """Lines of aligned columns; empty ones are left out. No rows, no lines."""
+    if not rows:
+        return []
+    kept = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    lines = [head, *rows]
+    widths = {i: max(len(line[i]) for line in lines) for i in kept}
+
+    def line(cells: Cells) -> str:
+        padded = [
+            cells[i].rjust(widths[i]) if i in right else cells[i].ljust(widths[i]) for i in kept
+        ]
+        return "  ".join(padded).rstrip()
+
+    return [line(cells) for cells in lines]
