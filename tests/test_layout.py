@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 # From the lowest to the highest: a module imports from its own layer and those below. A new module
 # is added here, in the lowest layer that serves it; `x.*` stands for x and all that is in it.
 LAYERS = (
-    ("precir.formats", "precir.scaled", "precir.errors", "precir.source"),  # the leaves
+    # The leaves.
+    ("precir.formats", "precir.scaled", "precir.errors", "precir.source", "precir.version"),
     ("precir.domains.*",),
     ("precir.kernels.*",),
     ("precir.attrs", "precir.equality", "precir.ir", "precir.primitives"),
@@ -24,9 +25,9 @@ LAYERS = (
     ("precir.text.*", "precir.verify.*", "precir.lower", "precir.emit.*"),
     ("precir.recipe",),
     ("precir.passes.*",),
-    ("precir.report", "precir.compile"),
+    ("precir.report.*", "precir.dump", "precir.compile"),
     ("precir",),  # re-exports what users import
-    ("precir.cli", "precir.__main__"),
+    ("precir.cli.*", "precir.__main__"),
 )
 
 # Kernels travel with the programs that precir writes, so they lean on little.
