@@ -183,8 +183,10 @@ class _Walk:
             self.note(node, reason)
             return
         result = dtype
-        if _BITS[dtype] < 32 and self.recipe.mode != TRUE and self._only_wide_readers(node, users, outputs):
-            result = self.recipe.wide  # accumulated in float32 anyway: nothing is gained by rounding
+        if low and self._only_wide_readers(node, users, outputs):
+            # Accumulated in float32 anyway: nothing is gained by rounding. Not for plain 16-bit
+            # products, whose float32 result XLA:CPU cannot always compute (DotThunk).
+            result = self.recipe.wide
         self.assignment.compute[node] = dtype
         if result != node.outputs[0].type.dtype:
             self.assignment.result[node.outputs[0]] = result
