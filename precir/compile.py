@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,10 @@ class Compiled:
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         """Runs under `jax.jit`'s trace, once for each signature."""
+        with _collector_paused():
+            return self._trace(*args, **kwargs)
+
+    def _trace(self, *args: Any, **kwargs: Any) -> Any:
         program = self.program(*args, **kwargs)
         dynamic, named = self._dynamic(args, kwargs)
         extra = {f"captured_{i}": v for i, v in enumerate(program.captured)}
@@ -172,6 +178,19 @@ class Compiled:
         numbers = (donated,) if isinstance(donated, int) else tuple(donated)
         moved = tuple(n - sum(s < n for s in static) for n in numbers if n not in static)
         return f"@functools.partial(jax.jit, donate_argnums={moved!r})"
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """No garbage collection inside. A program only grows while it is made, and looking through
+    all of it again and again costs as much as making it."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
 
 
 class _naming_user_lines:
