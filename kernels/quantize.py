@@ -30,7 +30,9 @@ class QuantizeError(PrecirError, TypeError):
     """A tensor or a format that ``quantize`` does not take."""
 
 
-def quantize(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
+def quantize(
+    x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "current"
+) -> ScaledArray:
     """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3 or E5M2.
 
     The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in
@@ -44,9 +46,16 @@ def quantize(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
     whatever is computed next, and neither touches the scale. A float64 is rounded to float32
     first.
 
+    With ``scaling="unit"`` the scale is always 1 and what leaves the format's range saturates:
+    the control that shows what scaling is for.
+
     Under ``jax.vmap`` each example has its own scale. Not differentiable. Raises
-    ``QuantizeError`` (a ``TypeError``) on other dtypes and formats.
+    ``QuantizeError`` (a ``TypeError``) on other dtypes, formats and scalings.
     """
+    if scaling == "unit":
+        return _unit(_array(x), format_of(_checked(format)))
+    if scaling != "current":
+        raise QuantizeError(f"scaling is 'current' or 'unit', not {scaling!r}")
     dtype = _checked(format)
     x = _array(x)
     data, scale = quantize_p.bind(x, dtype=dtype, batch_ndim=0)
@@ -56,6 +65,13 @@ def quantize(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
 def quantize_reference(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
     """What ``quantize`` returns, in plain JAX."""
     return ScaledArray(*_reference(_array(x), dtype=_checked(format), batch_ndim=0))
+
+
+def _unit(x: Array, format: Format) -> ScaledArray:
+    wide = lax.convert_element_type(x, np.float32)
+    bound = np.float32(format.max)
+    clipped = jnp.where(wide > bound, bound, jnp.where(wide < -bound, -bound, wide))
+    return ScaledArray(lax.convert_element_type(clipped, format.dtype), jnp.ones((), np.float32))
 
 
 def power_of_two_scale(amax: Array, format: DTypeLike | Format) -> Array:

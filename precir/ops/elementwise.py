@@ -80,8 +80,7 @@ OPS: tuple[Op, ...] = (
     unary("square", FOLLOW),
     Op("integer_pow", FOLLOW, call("lax.integer_pow", positional=("y",))),
     binary("nextafter", OWN),
-    Op("copy", MOVE, call("lax.copy_p.bind")),
-    Op("copy_p", MOVE, call("lax.copy_p.bind")),
+    Op("copy", MOVE, call("jnp.copy")),
     unary("stop_gradient", MOVE),
     # transcendental: float32, as torch autocast has it
     unary("exp", WIDE, accuracy=None),

@@ -142,6 +142,16 @@ def dtype_source(name: str, w: Writer) -> str:
     return f"{w.use('numpy')}.dtype({name!r})"
 
 
+def jaxpr_source(graph: Graph, w: Writer) -> str:
+    """A sub-program as a closed jaxpr, for a primitive that takes one."""
+    shapes = []
+    for v in graph.inputs:
+        weak = ", weak_type=True" if v.type.weak else ""
+        shape, dtype = source(v.type.shape, w), dtype_source(v.type.dtype, w)
+        shapes.append(f"jax.ShapeDtypeStruct({shape}, {dtype}{weak})")
+    return f"jax.make_jaxpr({w.function(graph)})({', '.join(shapes)})"
+
+
 def _importable(value: Any) -> bool:
     import sys
 
@@ -173,7 +183,7 @@ def literal_source(literal: Literal, w: Writer, bare: bool, array: bool = False)
     """A scalar constant and its precedence: `2.0` where `bare` or where JAX gives it that very
     type of its own accord, else with its dtype."""
     value, dtype = literal.value, literal.type.dtype
-    text = source(value, w)
+    text = _shortest(value, dtype) if type(value) is float and math.isfinite(value) else source(value, w)
     untyped = literal.type.weak and dtype == jnp.result_type(type(value)).name
     if array:
         return f"{'jnp.asarray' if untyped else dtype_source(dtype, w)}({text})", ATOM
@@ -185,6 +195,19 @@ def literal_source(literal: Literal, w: Writer, bare: bool, array: bool = False)
     if hasattr(np, dtype):
         return f"{w.use('numpy')}.{dtype}({text})", ATOM
     return f"{w.use('numpy')}.array({text}, {dtype_source(dtype, w)})", ATOM
+
+
+def _shortest(value: float, dtype: str) -> str:
+    """The shortest decimal that rounds to `value` in its dtype: 1e-06, not 9.999999974752427e-07."""
+    if dtype in ("float16", "float32"):
+        text = str(getattr(np, dtype)(value))
+        return text if float(getattr(np, dtype)(float(text))) == value else repr(value)
+    if dtype == "bfloat16":
+        for digits in range(1, 10):
+            text = repr(float(f"{value:.{digits}g}"))
+            if float(jnp.bfloat16.dtype.type(float(text))) == value:
+                return text
+    return repr(value)
 
 
 def bare_scalars(operands: Sequence[Operand]) -> bool:
