@@ -182,8 +182,11 @@ class Compiled:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """No garbage collection inside. A program only grows while it is made, and looking through
-    all of it again and again costs as much as making it."""
+    """No garbage collection inside.
+
+    A program only grows while it is made, and to look through all of it again and again costs as
+    much as making it.
+    """
     running = gc.isenabled()
     gc.disable()
     try:
