@@ -1,16 +1,26 @@
-"""Inline what is only a call, drop what nobody reads."""
+"""Inline what is only a call, fold whole numbers, drop what nobody reads."""
 
 from __future__ import annotations
 
-from precir.ir import Graph, Node, Operand, Rewrite, Value, map_regions
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from precir.ir import Graph, Literal, Node, Operand, Rewrite, Value, map_regions
 
 _CALLS = ("custom_jvp_call", "custom_vjp_call")
 
 
 def simplify(graph: Graph) -> Graph:
     """Inline custom-rule calls (JAX has applied their rules wherever the program is
-    differentiated) and drop nodes without side effects that no output depends on."""
-    return drop_dead(inline_calls(map_regions(graph, lambda g: drop_dead(inline_calls(g)))))
+    differentiated), fold scalar arithmetic on whole numbers, and drop nodes without side effects
+    that no output depends on."""
+
+    def here(g: Graph) -> Graph:
+        return drop_dead(fold_integers(inline_calls(g)))
+
+    return here(map_regions(graph, here))
 
 
 def inline_calls(graph: Graph) -> Graph:
@@ -60,3 +70,37 @@ def drop_dead(graph: Graph) -> Graph:
     if len(kept) == len(graph.nodes):
         return graph
     return graph.with_(nodes=tuple(reversed(kept)))
+
+
+# Exact in every format, so that folding changes no bit. Floats are left to XLA.
+_FOLDS: dict[str, Callable[..., Any]] = {
+    "add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum,
+    "lt": np.less, "le": np.less_equal, "gt": np.greater, "ge": np.greater_equal,
+    "eq": np.equal, "ne": np.not_equal, "and": np.bitwise_and, "or": np.bitwise_or,
+    "select_n": lambda pick, *cases: cases[int(pick)],
+    "convert_element_type": lambda x: x,
+}  # fmt: skip
+_WHOLE = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+
+
+def fold_integers(graph: Graph) -> Graph:
+    """Evaluate scalar nodes whose operands are all whole-number literals."""
+    rewrite = Rewrite(graph)
+    for node in graph:
+        folded = _folded(node, [rewrite(o) for o in node.inputs]) if node.op in _FOLDS else None
+        if folded is None:
+            rewrite.copy(node)
+        else:
+            rewrite.map(node.outputs[0], folded)
+    return rewrite.finish()
+
+
+def _folded(node: Node, operands: list[Operand]) -> Literal | None:
+    kind = node.outputs[0].type
+    literals = [o for o in operands if isinstance(o, Literal)]
+    whole = all(o.type.dtype in _WHOLE for o in literals) and kind.dtype in _WHOLE
+    if len(literals) != len(operands) or not whole or kind.shape:
+        return None
+    with np.errstate(over="ignore"):
+        value = _FOLDS[node.op](*(np.asarray(o.value, o.type.dtype)[()] for o in literals))
+        return Literal(np.asarray(value).astype(kind.dtype).item(), kind)

@@ -83,7 +83,9 @@ def source(value: Any, w: Writer) -> str:
     if simple is not None:
         return simple(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        inner = ", ".join(f"{k}={source(getattr(value, k), w)}" for k in value._fields)
+        defaults = value._field_defaults
+        shown = [k for k in value._fields if k not in defaults or getattr(value, k) != defaults[k]]
+        inner = ", ".join(f"{k}={source(getattr(value, k), w)}" for k in shown)
         return f"{_named(type(value), w)}({inner})"
     if isinstance(value, jax.sharding.PartitionSpec):
         inner = ", ".join(source(p, w) for p in value)
