@@ -26,6 +26,7 @@ class Compiled:
     def __init__(self, fn: Callable[..., Any], recipe: Recipe, options: dict[str, Any]) -> None:
         functools.update_wrapper(self, fn)
         self._fn = fn
+        self._options = options
         self.recipe = recipe
         self._static = {k: options[k] for k in ("static_argnums", "static_argnames") if k in options}
         self._donated = {k: options[k] for k in ("donate_argnums", "donate_argnames") if k in options}
@@ -83,6 +84,10 @@ class Compiled:
             if not program.captured:
                 self._programs[key] = found
         return found[1]
+
+    def with_recipe(self, recipe: str | Recipe) -> Compiled:
+        """The same function, with the same options, under another recipe."""
+        return Compiled(self._fn, find_recipe(recipe), self._options)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The emitted module's text for arguments like these."""

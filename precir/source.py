@@ -77,7 +77,8 @@ NOWHERE = Source()
 
 
 @cache
-def _is_library(code_file: str) -> bool:
+def is_library(code_file: str) -> bool:
+    """Whether a file belongs to Python, to an installed package or to precir: not to the user."""
     return os.path.realpath(code_file).startswith(_LIBRARIES) or code_file.startswith("<frozen")
 
 
@@ -92,7 +93,7 @@ def _user_frame(traceback: Any) -> Where | None:
     for i, code in enumerate(codes):
         if _is_jax(code.co_filename):
             continue
-        if not _is_library(code.co_filename):
+        if not is_library(code.co_filename):
             return _where(code, lasti[i])
         fallback = i if fallback is None else fallback
     return None if fallback is None else _where(codes[fallback], lasti[fallback])
