@@ -114,7 +114,7 @@ def nested(tree):
 @case({(1, 2): f32()}, {np.int32(3): f32()}, {"": f32(), "é": f32(), "\\": f32()})
 @case({None: f32()}, {b"x": f32()}, {frozenset({1}): f32()})
 def keys_of_every_kind(a, b, c):
-    return jax.tree.map(jnp.sin, (a, b, c)), a, {"new": b, **c}
+    return jax.tree.map(jnp.sin, (a, b, c)), a, {"new": b, "old": c}
 
 
 @case(Pair(f32(2), f32()), Empty())
