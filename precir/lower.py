@@ -285,14 +285,12 @@ class _Lowering:
         return self.literal(var, nodes) if type(var) is src_core.Literal else env[var]
 
     def literal(self, var: Any, nodes: list[Node]) -> Operand:
-        if np.shape(var.val) == () and not jax.dtypes.issubdtype(var.aval.dtype, jax.dtypes.extended):
-            return Literal(_python_scalar(var.val), self.type(var.aval))
         return self.constant(var.val, var.aval, nodes)
 
     def constant(self, array: Any, aval: Any, nodes: list[Node]) -> Operand:
         kind = self.type(aval)
-        plain = not jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
-        if plain and kind.shape == () and kind.dtype != "float0":
+        extended = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+        if kind.shape == () and not extended and kind.dtype != "float0":
             return Literal(_python_scalar(array), kind)
         name = self._constant_names.setdefault(id(array), f"c{len(self._constant_names)}")
         self.constants[name] = array

@@ -80,4 +80,7 @@ def make_program(
 def function_name(fn: Callable[..., Any]) -> str:
     from precir.emit.names import Names, identifier
 
-    return Names().fresh(identifier(getattr(fn, "__name__", type(fn).__name__)))
+    names = Names()
+    for module_level in ("constants", "EXTERNALS"):
+        names.reserve(module_level)
+    return names.fresh(identifier(getattr(fn, "__name__", type(fn).__name__)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 WIDTH = 100
 
 
@@ -31,18 +33,14 @@ def wrap(line: str) -> list[str]:
     current = inner
     for n, item in enumerate(items):
         last = n + 1 == len(items)
-        piece = item if clauses or last and not _needs_comma(code[start], items) else item + ","
+        piece = item if clauses or last else item + ","
         if current != inner and (clauses or len(current) + 1 + len(piece) > WIDTH):
             lines.append(current)
             current = inner
         current += (" " if current != inner else "") + piece
     lines.append(current)
     lines.append(" " * indent + code[stop:])
-    return [part for text in lines for part in ([text] if text == line else wrap(text) if len(text) < len(line) else [text])]
-
-
-def _needs_comma(bracket: str, items: list[str]) -> bool:
-    return bracket in "([{" and len(items) > 1 and not items[-1].startswith("*") and " for " not in items[-1]
+    return [part for text in lines for part in (wrap(text) if len(text) < len(line) else [text])]
 
 
 def _bracketed(code: str) -> list[str]:
@@ -55,27 +53,33 @@ def _bracketed(code: str) -> list[str]:
 
 
 def _split_comment(line: str) -> tuple[str, str]:
-    quoted = ""
-    for i, c in enumerate(line):
-        if quoted:
+    for i, c in _outside_strings(line):
+        if c == "#":
+            return line[:i].rstrip(), line[i:]
+    return line, ""
+
+
+def _outside_strings(code: str) -> Iterator[tuple[int, str]]:
+    """The characters that are neither in a string literal nor one of its quotes."""
+    quoted, escaped = "", False
+    for i, c in enumerate(code):
+        if escaped:
+            escaped = False
+        elif quoted:
+            escaped = c == "\\"
             quoted = "" if c == quoted else quoted
         elif c in "\"'":
             quoted = c
-        elif c == "#":
-            return line[:i].rstrip(), line[i:]
-    return line, ""
+        else:
+            yield i, c
 
 
 def _outer_bracket(code: str) -> tuple[int, int] | None:
     """The longest outermost bracket pair."""
     best: tuple[int, int] | None = None
-    depth, start, quoted = 0, 0, ""
-    for i, c in enumerate(code):
-        if quoted:
-            quoted = "" if c == quoted else quoted
-        elif c in "\"'":
-            quoted = c
-        elif c in "([{":
+    depth, start = 0, 0
+    for i, c in _outside_strings(code):
+        if c in "([{":
             if depth == 0:
                 start = i
             depth += 1
@@ -88,13 +92,9 @@ def _outer_bracket(code: str) -> tuple[int, int] | None:
 
 def _comprehension(text: str) -> list[str]:
     """[element, for-clause] if the inside of a bracket is a comprehension, else nothing."""
-    depth, quoted = 0, ""
-    for i, c in enumerate(text):
-        if quoted:
-            quoted = "" if c == quoted else quoted
-        elif c in "\"'":
-            quoted = c
-        elif c in "([{":
+    depth = 0
+    for i, c in _outside_strings(text):
+        if c in "([{":
             depth += 1
         elif c in ")]}":
             depth -= 1
@@ -104,13 +104,9 @@ def _comprehension(text: str) -> list[str]:
 
 
 def _split_commas(text: str) -> list[str]:
-    items, depth, start, quoted = [], 0, 0, ""
-    for i, c in enumerate(text):
-        if quoted:
-            quoted = "" if c == quoted else quoted
-        elif c in "\"'":
-            quoted = c
-        elif c in "([{":
+    items, depth, start = [], 0, 0
+    for i, c in _outside_strings(text):
+        if c in "([{":
             depth += 1
         elif c in ")]}":
             depth -= 1

@@ -12,7 +12,7 @@ import numpy as np
 from precir.emit.function import FunctionWriter, Line
 from precir.emit.layout import definition, wrap
 from precir.emit.loops import Argument, port_name
-from precir.emit.names import Names, identifier
+from precir.emit.names import Names, identifier, module_part
 from precir.emit.plan import Item, plan
 from precir.ir import Graph, Node, Value
 from precir.ops import op_named
@@ -57,6 +57,7 @@ class ModuleWriter:
     _regions: dict[tuple[Graph, tuple[int, ...], tuple[int, ...]], str] = field(default_factory=dict)
     _templates: dict[Any, Template] = field(default_factory=dict)
     _keys: dict[str, int] = field(default_factory=dict)
+    _hoisted: dict[str, str] = field(default_factory=dict)
 
     # -- what ops ask for ----------------------------------------------------------------------
 
@@ -70,6 +71,12 @@ class ModuleWriter:
             known[name] = name if not self.names.taken(name) else self.names.fresh(name)
             self.names.reserve(known[name])
         return known[name]
+
+    def hoist(self, text: str, wish: str) -> str:
+        if text not in self._hoisted:
+            words = identifier(wish.removesuffix("DimensionNumbers")).upper()
+            self._hoisted[text] = self.names.exact(words)
+        return self._hoisted[text]
 
     def external(self, value: Any) -> str:
         for i, known in enumerate(self.externals):
@@ -124,7 +131,7 @@ class ModuleWriter:
 
     def block(
         self, loop: Any, base: str, arguments: Sequence[Argument], singles: Sequence[int],
-        bundles: Sequence[Sequence[int]],
+        bundles: Sequence[Sequence[Sequence[int]]],
     ) -> str:  # fmt: skip
         """A jitted function for a loop's body; returns its name."""
         names = Names(self.names)
@@ -139,11 +146,10 @@ class ModuleWriter:
                     writer.env[loop.body.inputs[port]] = (name + "".join(map(str, keys)), ATOM)
             elif a.kind == "bundle" and a.size > 1:
                 name = names.fresh("saved")
-                unpacked = ["_"] * a.size
-                for port, element in a.members:
-                    unpacked[element] = names.fresh(port_name(loop, port, self))
-                    writer.env[loop.body.inputs[port]] = (unpacked[element], ATOM)
-                head.append((f"    {', '.join(unpacked)} = {name}", NOWHERE))
+                unpacked = {reach: names.fresh(port_name(loop, port, self)) for port, reach in a.members}
+                for port, reach in a.members:
+                    writer.env[loop.body.inputs[port]] = (unpacked[reach], ATOM)
+                head += [(f"    {line}", NOWHERE) for line in _unpacking(name, a.shape, unpacked, names)]
             else:
                 port, keys = a.members[0]
                 name = names.fresh(port_name(loop, port, self))
@@ -157,9 +163,17 @@ class ModuleWriter:
             if text.isidentifier():
                 self.local_names.update(dict.fromkeys(result.values, text))
         returned = [writer.ref(loop.body.outputs[r]) for r in singles]
-        for members in bundles:
-            inner = [writer.ref(loop.body.outputs[r]) for r in members]
-            returned.append(inner[0] if len(inner) == 1 else f"({', '.join(inner)})")
+        for chunks in bundles:
+            groups = [[writer.ref(loop.body.outputs[r]) for r in chunk] for chunk in chunks]
+            if len(groups) == 1:
+                inner = groups[0]
+                returned.append(inner[0] if len(inner) == 1 else f"({', '.join(inner)})")
+                continue
+            made = []
+            for chunk, inner in zip(chunks, groups, strict=True):
+                made.append(names.fresh(f"saved_{_chunk_name(loop, chunk)}"))
+                writer.line(f"{made[-1]} = ({', '.join(inner)}{',' if len(inner) == 1 else ''})")
+            returned.append(f"({', '.join(made)})")
         writer.line(f"return {', '.join(returned)}")
         return self._define(base, parameters, writer.lines, jitted=True, about=_about(loop.body))
 
@@ -222,10 +236,15 @@ class ModuleWriter:
                 body += [(line, source) for line in wrap(text)]
         used = "\n".join(t for t, _ in body)
         lines: list[Line] = [(line, NOWHERE) for line in doc.splitlines()]
-        lines += [("", NOWHERE), *((line, NOWHERE) for line in self._import_lines(used))]
+        everything = "\n".join([used, *self._hoisted])
+        lines += [("", NOWHERE), *((line, NOWHERE) for line in self._import_lines(everything))]
         arrays: dict[str, Any] = {}
         if self._constants_used:
             lines += [(line, NOWHERE) for line in self._constant_lines(arrays)]
+        hoisted = [f"{name} = {text}" for text, name in self._hoisted.items() if name in used]
+        if hoisted:
+            lines.append(("", NOWHERE))
+            lines += [(part, NOWHERE) for line in hoisted for part in wrap(line)]
         if self.externals:
             lines += [("", NOWHERE), ("EXTERNALS = ()  # objects with no source text, given at load", NOWHERE)]
         lines += body
@@ -272,6 +291,10 @@ class ModuleWriter:
             if array.dtype == jax.dtypes.float0:
                 arrays[name] = np.zeros(array.shape, bool)
                 lines.append(f'constants["{name}"] = np.zeros({array.shape}, jax.dtypes.float0)')
+            elif (wide := _widened(array)) is not None:
+                arrays[name] = wide
+                dtype_name = array.dtype.name
+                lines.append(f'constants["{name}"] = constants["{name}"].astype(jnp.{dtype_name})')
             elif array.dtype.kind == "V" or not hasattr(np, array.dtype.name):
                 arrays[name] = array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize else array
                 lines.append(f'constants["{name}"] = constants["{name}"].view(jnp.{array.dtype.name})')
@@ -280,9 +303,39 @@ class ModuleWriter:
         return lines
 
 
+def _widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+    """The same numbers in whole bytes, if the dtype has elements of less than one."""
+    if array.dtype.name.startswith(("int2", "int4", "uint2", "uint4")):
+        return array.astype(np.int8)
+    return array.astype(np.float32) if array.dtype.name.startswith("float4") else None
+
+
 def _from(module: str, names: Mapping[str, str]) -> str:
     shown = [n if n == alias else f"{n} as {alias}" for n, alias in sorted(names.items())]
     return f"from {module} import {', '.join(shown)}"
+
+
+def _chunk_name(loop: Any, chunk: Sequence[int]) -> str:
+    node = loop.body.outputs[chunk[0]].node
+    return (node and module_part(node.scope)) or "rest"
+
+
+def _unpacking(
+    name: str, shape: tuple[int, ...], unpacked: Mapping[str, str], names: Names
+) -> list[str]:
+    """Statements that take a bundle apart: flat, or group by group."""
+    if len(shape) == 1:
+        return [f"{', '.join(unpacked.get(f'[{e}]', '_') for e in range(shape[0]))} = {name}"]
+    lines, groups = [], []
+    for g, size in enumerate(shape):
+        items = [unpacked.get(f"[{g}][{e}]", "_") for e in range(size)]
+        if all(item == "_" for item in items):
+            groups.append("_")
+            continue
+        groups.append(names.fresh(f"{name}_{g}"))
+        comma = "," if size == 1 else ""
+        lines.append(f"{', '.join(items)}{comma} = {groups[-1]}")
+    return [f"{', '.join(groups)} = {name}", *lines]
 
 
 def _returned(values: list[str], returns: tuple[int, ...]) -> str:

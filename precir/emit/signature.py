@@ -118,7 +118,8 @@ class Structures:
     """Which part of the arguments has a given pytree structure."""
 
     def __init__(self, signature: Signature, inputs: Sequence[Value]) -> None:
-        self._by_tree: dict[Any, list[tuple[str, tuple[Value, ...]]]] = {}
+        # By size, since not every pytree definition can be hashed or even compared.
+        self._by_size: dict[tuple[int, int], list[tuple[Any, str, tuple[Value, ...]]]] = {}
         at = 0
         for p in signature.parameters:
             count = p.tree.num_leaves
@@ -128,13 +129,22 @@ class Structures:
     def _add(self, tree: Any, text: str, values: tuple[Value, ...], *, deep: bool) -> None:
         if tree.num_nodes == 1 and tree.num_leaves == 1:
             return
-        self._by_tree.setdefault(tree, []).append((text, values))
+        size = (tree.num_nodes, tree.num_leaves)
+        self._by_size.setdefault(size, []).append((tree, text, values))
         numbered = _numbered(tree)
         for path, child, start in _children(tree, numbered, text):
             self._add(child, path, values[start : start + child.num_leaves], deep=deep)
 
     def matching(self, tree: Any) -> list[tuple[str, tuple[Value, ...]]]:
-        return self._by_tree.get(tree, [])
+        alike = self._by_size.get((tree.num_nodes, tree.num_leaves), [])
+        return [(text, values) for other, text, values in alike if _equal(other, tree)]
+
+
+def _equal(tree: Any, other: Any) -> bool:
+    try:
+        return bool(tree == other)
+    except Exception:  # keys that do not compare: arrays, say
+        return False
 
 
 def _children(tree: Any, example: Any, text: str) -> list[tuple[str, Any, int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from precir.ir import Node, Value
 from precir.ops.base import Keeps, Op
-from precir.ops.writing import Hole, Template, Writer, source
+from precir.ops.writing import Hole, Template, Writer, jaxpr_source, source
 
 OWN = Keeps.OWN
 Pieces = list[str | Hole]
@@ -57,12 +57,23 @@ def _while(node: Node, w: Writer) -> Template:
     p = node.params
     n_cond, n_body = p["cond_nconsts"], p["body_nconsts"]
     count = len(node.inputs) - n_cond - n_body
+    if node.regions[0].outputs[0].type.shape:
+        return _batched_while(node, w)
     cond = w.function(node.regions[0], (count,))
     body = w.function(node.regions[1], (count,), (count,))
     pieces: Pieces = ["lax.while_loop(", *_closed(cond, range(n_cond), w), ", "]
     pieces += [*_closed(body, range(n_cond, n_cond + n_body), w), ", "]
     pieces += [*_group(range(n_cond + n_body, len(node.inputs))), ")"]
     return Template(tuple(pieces), targets=_pattern(count))
+
+
+def _batched_while(node: Node, w: Writer) -> Template:
+    """vmap of a loop runs on while any predicate holds; only the primitive says so."""
+    body, cond = jaxpr_source(node.regions[1], w), jaxpr_source(node.regions[0], w)
+    pieces: Pieces = ["lax.while_p.bind(", *_comma(range(len(node.inputs)))]
+    pieces.append(f", cond_nconsts={node.params['cond_nconsts']}, cond_jaxpr={cond}")
+    pieces.append(f", body_nconsts={node.params['body_nconsts']}, body_jaxpr={body})")
+    return Template(tuple(pieces), targets="({},)" if len(node.outputs) == 1 else None)
 
 
 def _cond(node: Node, w: Writer) -> Template:

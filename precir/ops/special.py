@@ -7,7 +7,7 @@ import jax
 from precir.errors import EmitError
 from precir.ir import Node, Region
 from precir.ops.base import Keeps, Op, call
-from precir.ops.writing import DROPPED, Hole, Opaque, Template, Writer, dtype_source, source
+from precir.ops.writing import DROPPED, Hole, Opaque, Template, Writer, jaxpr_source, source
 from precir.primitives import import_path, primitive_named
 
 
@@ -38,12 +38,7 @@ def bind_template(node: Node, w: Writer) -> Template:
 
 def _parameter(node: Node, value: object, w: Writer) -> str:
     if isinstance(value, Region):
-        graph = node.regions[value.index]
-        shapes = ", ".join(
-            f"jax.ShapeDtypeStruct({source(v.type.shape, w)}, {dtype_source(v.type.dtype, w)})"
-            for v in graph.inputs
-        )
-        made = f"jax.make_jaxpr({w.function(graph)})({shapes})"
+        made = jaxpr_source(node.regions[value.index], w)
         return made if value.closed else f"{made}.jaxpr"
     try:
         return source(value, w)

@@ -65,6 +65,10 @@ class Writer(Protocol):
         parameters that arrive as one (a tuple unless a single value), `returns` its results."""
         ...
 
+    def hoist(self, text: str, wish: str) -> str:
+        """The name of a module-level constant whose value is `text`."""
+        ...
+
     def external(self, value: Any) -> str:
         """Refer to an object that has no source text (the module then cannot stand alone)."""
         ...
@@ -77,6 +81,10 @@ _LAX_NAMES = {
 }  # fmt: skip
 
 
+# How `GatherScatterMode.from_any` spells them.
+_MODES = {"CLIP": "clip", "FILL_OR_DROP": "fill", "PROMISE_IN_BOUNDS": "promise_in_bounds"}
+
+
 def source(value: Any, w: Writer) -> str:
     """Python source whose value equals `value`. Raises `Opaque` where there is none."""
     simple = _SIMPLE.get(type(value))
@@ -86,7 +94,9 @@ def source(value: Any, w: Writer) -> str:
         defaults = value._field_defaults
         shown = [k for k in value._fields if k not in defaults or getattr(value, k) != defaults[k]]
         inner = ", ".join(f"{k}={source(getattr(value, k), w)}" for k in shown)
-        return f"{_named(type(value), w)}({inner})"
+        text = f"{_named(type(value), w)}({inner})"
+        name = type(value).__name__
+        return w.hoist(text, name) if name.endswith("DimensionNumbers") else text
     if isinstance(value, jax.sharding.PartitionSpec):
         inner = ", ".join(source(p, w) for p in value)
         return f"{w.use('jax', 'P')}({inner})"
@@ -104,6 +114,8 @@ def source(value: Any, w: Writer) -> str:
         return dtype_source(np.dtype(value).name, w)
     if isinstance(value, np.generic):
         return source(value.item(), w)
+    if isinstance(value, jax.lax.GatherScatterMode) and value.name in _MODES:
+        return repr(_MODES[value.name]).replace("'", '"')
     if isinstance(value, enum.Enum):
         return f"{_named(type(value), w)}.{value.name}"
     if isinstance(value, jax.sharding.NamedSharding):
