@@ -1,0 +1,5 @@
+"""The command line: `precir compile`, `inspect`, `diff` and `recipes`."""
+
+from precir.cli.entry import main
+
+__all__ = ["main"]
