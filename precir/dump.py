@@ -64,17 +64,32 @@ def dump(program: Program, folder: str | os.PathLike[str]) -> None:
     A dump that is there already is replaced. Raises `DumpError` if the folder holds anything else
     or cannot be written; nothing is left half written.
     """
+    check_folder(folder)
     target = Path(os.path.abspath(folder))
     try:
-        _check_replaceable(target)
         target.parent.mkdir(parents=True, exist_ok=True)
         _whole(target, lambda made: _write(program, made))
     except OSError as error:
-        raise DumpError(
-            f"cannot write the dump: {error.strerror or error}",
-            where=str(folder),
-            fix="give a folder that can be written",
-        ) from error
+        raise _unwritable(folder, error.strerror or f"{error}") from error
+
+
+def check_folder(folder: str | os.PathLike[str]) -> None:
+    """Raises `DumpError` if it is plain already that no dump can be written to `folder`."""
+    target = Path(os.path.abspath(folder))
+    try:
+        _check_replaceable(target)
+    except OSError as error:
+        raise _unwritable(folder, error.strerror or f"{error}") from error
+    above = next(p for p in target.parents if os.path.lexists(p))
+    if not above.is_dir():
+        raise _unwritable(folder, f"{above} is no folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise _unwritable(folder, f"no permission to write in {above}")
+
+
+def _unwritable(folder: str | os.PathLike[str], why: str) -> DumpError:
+    fix = "give a folder that can be written"
+    return DumpError(f"cannot write the dump: {why}", where=str(folder), fix=fix)
 
 
 # -- writing ---------------------------------------------------------------------------------------
@@ -251,7 +266,7 @@ def _read(folder: Path, index: dict[str, Any], file: str) -> bytes:
 def _read_graph(folder: Path, index: dict[str, Any], file: str) -> Any:
     """First as a text, whose errors name a line, then byte by byte."""
     beside = Path(file).with_suffix(".npz").name
-    if (folder / file).exists():
+    if (folder / file).is_file():
         if beside in index["files"]:
             _read(folder, index, beside)
         try:
