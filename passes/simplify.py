@@ -14,11 +14,11 @@ _CALLS = ("custom_jvp_call", "custom_vjp_call")
 
 def simplify(graph: Graph) -> Graph:
     """Inline custom-rule calls (JAX has applied their rules wherever the program is
-    differentiated), fold scalar arithmetic on whole numbers, and drop nodes without side effects
-    that no output depends on."""
+    differentiated), fold scalar arithmetic on whole numbers, compute the same thing once within
+    a module, and drop nodes without side effects that no output depends on."""
 
     def here(g: Graph) -> Graph:
-        return drop_dead(fold_integers(inline_calls(g)))
+        return drop_dead(share_common(fold_integers(inline_calls(g))))
 
     return here(map_regions(graph, here))
 
@@ -104,3 +104,30 @@ def _folded(node: Node, operands: list[Operand]) -> Literal | None:
     with np.errstate(over="ignore"):
         value = _FOLDS[node.op](*(np.asarray(o.value, o.type.dtype)[()] for o in literals))
         return Literal(np.asarray(value).astype(kind.dtype).item(), kind)
+
+
+def share_common(graph: Graph) -> Graph:
+    """Merge equal nodes of one scope that read the same values.
+
+    Within a scope only: a value shared between layers would make the first layer unlike the rest,
+    and the compiler behind us merges it anyway.
+    """
+    rewrite = Rewrite(graph)
+    seen: dict[Any, Node] = {}
+    for node in graph:
+        if not node.scope or node.regions or node.effects or not node.inputs:
+            rewrite.copy(node)
+            continue
+        inputs = tuple(rewrite(o) for o in node.inputs)
+        try:
+            key = (node.op, node.scope, node.phase, inputs, *node.params.items())
+            known = seen.get(key)
+        except TypeError:  # a parameter that cannot be hashed
+            rewrite.copy(node)
+            continue
+        if known is None or not any(isinstance(o, Value) for o in inputs):
+            seen[key] = rewrite.copy(node)
+        else:
+            for old, new in zip(node.outputs, known.outputs, strict=True):
+                rewrite.map(old, new)
+    return rewrite.finish()

@@ -202,7 +202,7 @@ class FunctionWriter(LoopWriter):
     def line(self, text: str, node: Node | None = None) -> None:
         source = node.source if node is not None else NOWHERE
         if node is not None and self.module.comments:
-            where = str(source) if source.where else ""
+            where = str(source) if source.where else self._comment[1]
             place = (self.shown_scope(node.scope), where)
             if place != self._comment and (place[0] or place[1]):
                 self._comment = place
@@ -212,6 +212,8 @@ class FunctionWriter(LoopWriter):
 
     def shown_scope(self, scope: str) -> str:
         prefix = self.graph_scope
+        while scope.rpartition("/")[2].startswith("_"):
+            scope = scope.rpartition("/")[0]  # a helper of JAX's own
         return scope[len(prefix) :].lstrip("/") if prefix and scope.startswith(prefix) else scope
 
     def inputs_from(self, leaves: Leaves) -> None:

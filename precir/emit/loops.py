@@ -28,7 +28,11 @@ class Argument:
     text: str = ""  # what the caller passes; INDEX stands for the loop's index
     numbers: tuple[int, ...] | None = None
     members: list[tuple[int, Any]] = field(default_factory=list)
-    size: int = 1
+    shape: tuple[int, ...] = (1,)
+
+    @property
+    def size(self) -> int:
+        return sum(self.shape)
 
 
 class LoopWriter:
@@ -110,6 +114,10 @@ class LoopWriter:
         merged = _merge(arguments)
         singles, bundles = self._results(loop)
         numbers = _primary(merged)
+        chunks = {
+            key: _chunked(loop, members) if as_function else [members]
+            for key, members in bundles.items()
+        }
         collect = {key: self.names.fresh(self._bundle_name(loop, base, ms)) for key, ms in bundles.items()}
         placed = numbers is not None and sorted(numbers) == list(range(loop.count)) and list(numbers) != list(range(loop.count))
         for argument in merged:
@@ -122,14 +130,16 @@ class LoopWriter:
         for key, name in collect.items():
             self.line(f"{name} = [None] * {loop.count}" if placed else f"{name} = []")
         if as_function:
-            self._call_loop(loop, base, merged, numbers, singles, bundles, collect, placed)
+            self._call_loop(loop, base, merged, numbers, singles, chunks, collect, placed)
         else:
             self._inline_loop(loop, merged, numbers, singles, bundles, collect, placed)
         for key, members in bundles.items():
-            for element, r in enumerate(members):
+            groups = chunks[key]
+            shape = tuple(map(len, groups)) if len(groups) > 1 else (len(members),)
+            for r, reach in _reaches(groups):
                 for c, value in enumerate(loop.results[r].values):
                     index = numbers[c] if placed and numbers is not None else c
-                    self.homes[value] = Home(collect[key], len(members), loop.count, element, index)
+                    self.homes[value] = Home(collect[key], shape, loop.count, reach, index)
         del at
 
     def _base_name(self, loop: Loop) -> str:
@@ -183,12 +193,12 @@ class LoopWriter:
         kept = [h for h in homes if h is not None]
         if len(kept) == len(values):
             numbers = tuple(h.index for h in kept)
-            one = len({(h.bundle, h.element) for h in kept}) == 1
+            one = len({(h.bundle, h.reach) for h in kept}) == 1
             if one and kept[0].size == 1 and numbers == tuple(range(kept[0].count)):
                 return Argument("list", singular(kept[0].bundle), kept[0].bundle, members=[(p, None)])
             if one and indices(numbers) is not None:
                 return Argument(
-                    "bundle", hint, f"{kept[0].bundle}[{INDEX}]", numbers, [(p, kept[0].element)], kept[0].size
+                    "bundle", hint, f"{kept[0].bundle}[{INDEX}]", numbers, [(p, kept[0].reach)], kept[0].shape
                 )
         text = self.sequence(values, plural(hint))
         return Argument("list", singular(text) if text.isidentifier() else hint, text, members=[(p, None)])
@@ -197,9 +207,10 @@ class LoopWriter:
 
     def _call_loop(
         self, loop: Loop, base: str, arguments: list[Argument], numbers: tuple[int, ...] | None,
-        singles: list[int], bundles: dict[tuple[int, ...], list[int]], collect: dict[tuple[int, ...], str], placed: bool,
+        singles: list[int], chunks: dict[tuple[int, ...], list[list[int]]],
+        collect: dict[tuple[int, ...], str], placed: bool,
     ) -> None:  # fmt: skip
-        name = self.module.block(loop, base, arguments, singles, list(bundles.values()))
+        name = self.module.block(loop, base, arguments, singles, list(chunks.values()))
         self.line(f"for i in {_header(numbers, loop.count)}:")
         inner = [_passed(a, numbers, loop.count) for a in arguments]
         targets = []
@@ -254,7 +265,7 @@ class LoopWriter:
                 if a.kind == "tree":
                     body.env[value] = (text + "".join(map(str, reach)), ATOM)
                 elif a.kind == "bundle" and a.size > 1:
-                    body.env[value] = (f"{text}[{reach}]", ATOM)
+                    body.env[value] = (f"{text}{reach}", ATOM)
                 else:
                     body.env[value] = (text, ATOM)
         body.kept = set(o for o in loop.body.outputs if type(o) is Value)
@@ -303,6 +314,29 @@ class LoopWriter:
                 return a.name
         source = body.ref(loop.body.outputs[r])
         return next((t for t, s in moved if s == source), source)
+
+
+_CHUNK = 7  # results that fit on one line
+
+
+def _chunked(loop: Loop, members: list[int]) -> list[list[int]]:
+    """What a forward block saves, by the module that made it, a line each; what a backward block
+    makes stays in one row, which the optimizer's loops walk."""
+    if len(members) <= _CHUNK or any(n.phase == BACKWARD for n in loop.body.nodes):
+        return [members]
+    by_module: dict[str, list[int]] = {}
+    for r in members:
+        output = loop.body.outputs[r]
+        scope = output.node.scope if isinstance(output, Value) and output.node else ""
+        by_module.setdefault(module_part(scope), []).append(r)
+    return [group[i : i + _CHUNK] for group in by_module.values() for i in range(0, len(group), _CHUNK)]
+
+
+def _reaches(groups: list[list[int]]) -> list[tuple[int, str]]:
+    if len(groups) == 1:
+        single = len(groups[0]) == 1
+        return [(r, "" if single else f"[{e}]") for e, r in enumerate(groups[0])]
+    return [(r, f"[{g}][{e}]") for g, group in enumerate(groups) for e, r in enumerate(group)]
 
 
 def _merge(arguments: list[Argument]) -> list[Argument]:

@@ -58,6 +58,14 @@ class Names:
     def taken(self, name: str) -> bool:
         return name in _RESERVED or name in self._used or (self._outer is not None and self._outer.taken(name))
 
+    def exact(self, wish: str) -> str:
+        """`wish` as it is, numbered if taken."""
+        name, count = wish, 1
+        while self.taken(name):
+            count += 1
+            name = f"{wish}_{count}"
+        return self.reserve(name)
+
     def fresh(self, wish: str) -> str:
         base = identifier(wish)
         if not self.taken(base):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from precir.emit.paths import Leaves
 from precir.ir import Operand, Value
@@ -11,16 +11,22 @@ from precir.ir import Operand, Value
 
 @dataclass(frozen=True)
 class Home:
-    """Where a collected loop result is kept: `bundle[index]`, or `bundle[index][element]`."""
+    """Where a collected loop result is kept: `bundle[index]` and from there `reach`, as `[2]`,
+    or `[1][0]` in a bundle of groups, or nothing in a bundle of one. `shape` is the number of
+    elements, or those of each group."""
 
     bundle: str
-    size: int
+    shape: tuple[int, ...]
     count: int
-    element: int
+    reach: str
     index: int
 
+    @property
+    def size(self) -> int:
+        return sum(self.shape)
+
     def __str__(self) -> str:
-        return f"{self.bundle}[{self.index}]" + (f"[{self.element}]" if self.size > 1 else "")
+        return f"{self.bundle}[{self.index}]{self.reach}"
 
 
 def indices(numbers: Sequence[int]) -> str | None:
@@ -47,12 +53,12 @@ def flattened(homes: Sequence[Home]) -> tuple[str, int] | None:
     width = 0
     while width < len(homes) and homes[width].index == homes[0].index:
         width += 1
-    pattern = [(h.bundle, h.element) for h in homes[:width]]
+    pattern = [(h.bundle, h.reach) for h in homes[:width]]
     numbers: list[int] = []
     for start in range(0, len(homes) - width + 1, width):
         group = homes[start : start + width]
         same = all(h.index == group[0].index for h in group)
-        if not same or [(h.bundle, h.element) for h in group] != pattern or group[0].index in numbers:
+        if not same or [(h.bundle, h.reach) for h in group] != pattern or group[0].index in numbers:
             break
         numbers.append(group[0].index)
     over = indices(numbers) if len(numbers) > 1 else None
@@ -60,9 +66,9 @@ def flattened(homes: Sequence[Home]) -> tuple[str, int] | None:
         return None
     first, length = homes[0], len(numbers) * width
     if len({b for b, _ in pattern}) > 1:
-        inner = ", ".join(str(replace(h, index=0)).replace("[0]", "[i]", 1) for h in homes[:width])
+        inner = ", ".join(f"{h.bundle}[i]{h.reach}" for h in homes[:width])
         return f"*[leaf for i in {over} for leaf in ({inner})]", length
-    elements = [e for _, e in pattern]
+    reaches = [r for _, r in pattern]
     bundle = first.bundle
     whole = numbers == list(range(first.count))
     item = "group" if whole else f"{bundle}[i]"
@@ -72,15 +78,14 @@ def flattened(homes: Sequence[Home]) -> tuple[str, int] | None:
     if first.size == 1:
         return f"*[{item} {head}]", length
     if width == 1:
-        return f"*[{item}[{elements[0]}] {head}]", length
-    inner = item if elements == list(range(first.size)) else _picked(item, elements)
-    return f"*[leaf {head} for leaf in {inner}]", length
-
-
-def _picked(item: str, elements: Sequence[int]) -> str:
-    if list(elements) == list(range(elements[0], elements[0] + len(elements))):
-        return f"{item}[{elements[0]}:{elements[-1] + 1}]"
-    return "(" + ", ".join(f"{item}[{e}]" for e in elements) + ")"
+        return f"*[{item}{reaches[0]} {head}]", length
+    everything = [f"[{e}]" for e in range(first.size)]
+    if reaches == everything:
+        return f"*[leaf {head} for leaf in {item}]", length
+    if len(first.shape) == 1 and reaches == everything[(at := everything.index(reaches[0])) :][:width]:
+        return f"*[leaf {head} for leaf in {item}[{at}:{at + width}]]", length
+    picked = ", ".join(f"{item}{r}" for r in reaches)
+    return f"*[leaf {head} for leaf in ({picked})]", length
 
 
 def parts(values: Sequence[Operand], leaves: Leaves, homes: dict[Value, Home]) -> list[str | int]:
