@@ -33,6 +33,7 @@ from precir.ir import (
     Type,
     Value,
 )
+from precir.jaxprs import is_weak, shared_draws, weakness_seen
 from precir.phases import complete_phases
 from precir.primitives import remember
 from precir.source import Source
@@ -57,8 +58,11 @@ _REGIONS = {
     "custom_vjp_call": ("call_jaxpr",),
     "custom_vjp_call_jaxpr": ("call_jaxpr",),
     "shard_map": ("jaxpr",),
+    "jit": ("jaxpr",),
+    "pjit": ("jaxpr",),
 }
-_CANONICAL_NAMES = {"remat2": "remat", "checkpoint": "remat", "custom_vjp_call_jaxpr": "custom_vjp_call"}
+_CANONICAL_NAMES = {"remat2": "remat", "checkpoint": "remat", "custom_vjp_call_jaxpr": "custom_vjp_call",
+                    "pjit": "jit"}  # fmt: skip
 # Parameters that say nothing once the sub-graphs are out: rules that JAX has already applied
 # wherever this program is differentiated, and bookkeeping of the tracer.
 _DROPPED = {
@@ -105,11 +109,13 @@ class _Lowering:
         self._constant_names: dict[int, str] = {}
         self._types: dict[tuple[Any, ...], Type] = {}
         self._stacks: dict[Any, tuple[str, str]] = {}
+        self._kept: set[int] = set()
 
     def top(
         self, closed: Any, name: str, labels: Sequence[str] | None, phase: str
     ) -> tuple[Graph, list[Any]]:
         jaxpr = closed.jaxpr
+        self._kept = shared_draws(jaxpr)
         env: dict[Any, Operand] = {}
         nodes: list[Node] = []
         inputs = []
@@ -157,12 +163,12 @@ class _Lowering:
         self, jaxpr: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str, weak: bool
     ) -> None:
         """Lower the equations of `jaxpr`; `weak` if the weakness of its results is seen outside."""
-        seen = _weakness_seen(jaxpr, weak)
+        seen = weakness_seen(jaxpr, weak)
         for eqn in jaxpr.eqns:
             op = eqn.primitive.name
             inner_scope, inner_phase = self.place(eqn.source_info.name_stack, scope, phase)
             inner_weak = any(v in seen for v in eqn.outvars)
-            if op in _INLINED:
+            if op in _INLINED and id(eqn.params[_INLINED[op]]) not in self._kept:
                 self.inline(eqn, env, nodes, inner_scope, inner_phase, inner_weak)
                 continue
             if op == "custom_linear_solve":
@@ -265,6 +271,9 @@ class _Lowering:
             params = {k: v for k, v in raw.items() if k not in dropped}
             if op == "scan":
                 params = _scan_params(raw)
+            if op in _INLINED:
+                (called,) = held
+                return {}, (self.region(called, raw["name"], scope, phase, weak),)
             names = [f"{op}_{k}" for k in ("cond", "body")] if op == "while" else [f"{op}_body"] * len(held)
             return params, tuple(
                 self.region(j, n, scope, phase, weak) for j, n in zip(held, names, strict=True)
@@ -318,26 +327,9 @@ class _Lowering:
         return found
 
 
-def _weakness_seen(jaxpr: Any, weak: bool) -> set[Any]:
-    """The weakly typed variables whose weakness reaches a result, if the results' own is seen.
-
-    Operands of one equation have one dtype already, so that weakness decides nothing else. That
-    lets the many conversions to a weak type that JAX inserts be written as plain ones.
-    """
-    seen = {v for v in jaxpr.outvars if _is_weak_variable(v)} if weak else set()
-    for eqn in reversed(jaxpr.eqns) if seen else ():
-        if any(v in seen for v in eqn.outvars):
-            seen.update(v for v in eqn.invars if _is_weak_variable(v))
-    return seen
-
-
-def _is_weak_variable(var: Any) -> bool:
-    return type(var) is not src_core.Literal and getattr(var.aval, "weak_type", False)
-
-
 def _strong(variables: Sequence[Any], operands: Sequence[Operand]) -> bool:
     """Whether operands that JAX held weakly were made strong, all of them."""
-    weak = [o for v, o in zip(variables, operands, strict=True) if _is_weak_variable(v)]
+    weak = [o for v, o in zip(variables, operands, strict=True) if is_weak(v)]
     return bool(weak) and not any(o.type.weak for o in weak)
 
 

@@ -20,7 +20,7 @@ LAYERS = (
     ("precir.formats", "precir.scaled", "precir.errors", "precir.source", "precir.version"),
     ("precir.domains.*",),
     ("precir.kernels.*",),
-    ("precir.attrs", "precir.equality", "precir.ir", "precir.primitives"),
+    ("precir.attrs", "precir.equality", "precir.ir", "precir.jaxprs", "precir.primitives"),
     ("precir.ops.*",),
     ("precir.text.*", "precir.verify.*", "precir.lower", "precir.emit.*"),
     ("precir.recipe",),

@@ -142,6 +142,11 @@ def _call(node: Node, w: Writer) -> Template:
     return Template((f"{w.function(node.regions[0])}(", *_comma(range(len(node.inputs))), ")"))
 
 
+def _jit(node: Node, w: Writer) -> Template:
+    function = f"jax.jit({w.function(node.regions[0])})"
+    return Template((f"{function}(", *_comma(range(len(node.inputs))), ")"))
+
+
 def _shard_map(node: Node, w: Writer) -> Template:
     p = dict(node.params)
     function = w.function(node.regions[0])
@@ -166,5 +171,6 @@ OPS: tuple[Op, ...] = (
     Op("remat", OWN, _remat),
     Op("custom_jvp_call", OWN, _call),
     Op("custom_vjp_call", OWN, _call),
+    Op("jit", OWN, _jit),
     Op("shard_map", OWN, _shard_map),
 )

@@ -188,6 +188,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "remat": _call,
     "custom_jvp_call": _call,
     "custom_vjp_call": _call,
+    "jit": _call,
     "shard_map": _shard_map,
     "cast": _cast,
     "quantize": _quantize,
