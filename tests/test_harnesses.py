@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import precir
+from precir.text import externals_of, parse, print_graph
 from tests.cases import CASES, Case
 from tests.cases.compare import assert_same
 
@@ -50,7 +51,7 @@ def harnesses() -> tuple[Case, ...]:
 
 def check(case: Case, seed: int) -> None:
     """The program precir emits of `case` gives what `jax.jit` gives, and does so alone: the
-    original is gone once it is traced."""
+    original is gone once it is traced. Its text reads back as the same graph."""
     expected = jax.jit(case.function, **case.options)(*arguments(case, seed))
     held = [case.function]
 
@@ -60,9 +61,11 @@ def check(case: Case, seed: int) -> None:
 
     compiled = precir.compile(function, **case.options)
     given = arguments(case, seed)
-    compiled.program(*given)
+    graph = compiled.program(*given).stages[0].graph
     held[0] = gone
     assert_same(compiled(*given), expected)
+    read = parse(print_graph(graph), graph.constants, externals_of(graph))
+    assert read == graph, "the text form reads back as another graph"
 
 
 def gone(*args: Any) -> Any:
