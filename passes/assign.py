@@ -217,10 +217,10 @@ class _Walk:
         if node.params.get("out_sharding") is not None:
             return False, recipe.compute, "the product is sharded explicitly"
         if node in self.tail.products and recipe.last_product is not None:
-            which = "gradient of a" if node.phase == BACKWARD else "a"
-            return False, recipe.last_product, (
-                f"{which} product whose result reaches the loss through no other product"
-            )
+            reason = "its result reaches the loss through no other product"
+            if node.phase == BACKWARD:
+                reason = "a gradient of a product that reaches the loss through no other"
+            return False, recipe.last_product, reason
         return True, recipe.compute, f"recipe {recipe.name}"
 
     def _both_gradients(self, a: Operand, b: Operand) -> bool:

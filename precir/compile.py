@@ -17,7 +17,7 @@ from precir.errors import PrecirError
 from precir.program import Program, make_program
 from precir.recipe import Recipe
 from precir.recipe import recipe as find_recipe
-from precir.vjp import differentiable
+from precir.vjp import differentiable, emit_pair
 
 
 class Compiled:
@@ -97,6 +97,14 @@ class Compiled:
         """Write the emitted module for arguments like these; large constants go to an `.npz`
         beside it. It imports nothing of the original program."""
         save_module(self.program(*args, **kwargs).emitted, path)
+
+    def save_with_gradient(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Write one module for this function and its gradient, compiled together: a
+        `jax.custom_vjp` with respect to every floating-point argument. For a model function whose
+        emitted code is to be differentiated where precir is not."""
+        program = self.program(*args, **kwargs)
+        dynamic, named = self._dynamic(args, kwargs)
+        save_module(emit_pair(self._fn_of_dynamic(args, kwargs), program, dynamic, named), path)
 
     def report(self, *args: Any, **kwargs: Any) -> Any:
         """Every product and tensor, its format and why; prints as tables with `rich.print`."""

@@ -35,5 +35,5 @@ def products_line(program: Program) -> str:
         kinds = Counter(p.operands[0] for p in products)
         return f"Matrix products: {', '.join(f'{n} in {k}' for k, n in kinds.items())}."
     reasons = Counter(p.reason for p in products if not p.low)
-    wide = "; ".join(f"{n} {r}" for r, n in reasons.items())
+    wide = "; ".join(f"{n}, {r}" for r, n in reasons.items())
     return f"{low} of {len(products)} products in FP8." + (f" Wide: {wide}." if wide else "")

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from precir.errors import RecipeError
 from precir.emit import Emitted, Signature, emit, load, signature_of
 from precir.ir import Graph
 from precir.lower import lower_jaxpr
@@ -69,6 +70,11 @@ def make_program(
     fn: Callable[..., Any], traced: Any, recipe: Recipe, static: Sequence[int], jit: str
 ) -> Program:
     """Lower what `jax.jit(fn, ...).trace(...)` gave and run the passes."""
+    if recipe.compute == "float64" and not jax.config.jax_enable_x64:
+        raise RecipeError(
+            f"recipe {recipe.name} computes in float64, which JAX has switched off",
+            fix='jax.config.update("jax_enable_x64", True) before making any array',
+        )
     name = function_name(fn)
     out_tree = jax.tree.structure(traced.out_info)
     signature = signature_of(fn, traced.in_tree, out_tree, static, name)

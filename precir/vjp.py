@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.custom_derivatives import SymbolicZero
 
-from precir.emit import Parameter, Signature, emit, load
+from precir.emit import Emitted, Parameter, Signature, emit, emit_with_gradient, load
 from precir.errors import DerivativeError
 from precir.ir import BACKWARD, FORWARD, Graph, Node, Operand, Type, Value
 from precir.lower import lower_jaxpr
@@ -107,12 +107,9 @@ def make_pair(
     state, _ = run_passes(joint.graph, program.recipe)
     first, second, residual_count = _cut(state.graph, joint)
     name = program.signature.name
-    out_tree = program.signature.result
-    inputs = tuple(
-        Parameter(f"x{i}", jax.tree.structure(0)) for i in range(len(values))
-    )
+    inputs = tuple(Parameter(f"x{i}", jax.tree.structure(0)) for i in range(len(values)))
     many = jax.tree.structure([0] * residual_count)
-    forward_result = jax.tree_util.treedef_tuple([out_tree, many])
+    forward_result = jax.tree_util.treedef_tuple([program.signature.result, many])
     cotangents = jax.tree.structure([0] * len(joint.cotangents))
     forward_signature = Signature(f"{name}_forward", inputs, forward_result)
     backward_signature = Signature(
@@ -123,6 +120,54 @@ def make_pair(
     forward = _loaded(first, forward_signature)
     backward = _loaded(second, backward_signature)
     return Pair(forward, backward, perturbed, joint.float_outputs, state.graph)
+
+
+def emit_pair(
+    fn: Call, program: Program, positional: Sequence[Any], keywords: dict[str, Any]
+) -> Emitted:
+    """One module for a function and its gradient with respect to every floating-point leaf.
+
+    Raises `DerivativeError` if there is no such leaf.
+    """
+    values, tree = jax.tree.flatten((list(positional), keywords))
+    perturbed = tuple(_inexact(x) for x in values)
+    if not any(perturbed):
+        raise DerivativeError(
+            "no argument is floating point, so there is no gradient to save",
+            fix="save the function alone: .save(path, ...)",
+        )
+    joint = _join(*_trace(fn, tree, values, perturbed))
+    state, _ = run_passes(joint.graph, program.recipe)
+    first, second, residual_count = _cut(state.graph, joint)
+    signature, name = program.signature, program.signature.name
+    parameters = tuple(Parameter(p.name, p.tree) for p in signature.parameters)
+    many = jax.tree.structure([0] * residual_count)
+    result = jax.tree_util.treedef_tuple([signature.result, many])
+    # Gradients as custom_vjp wants them: shaped as the arguments, None where there is none.
+    marks = iter(perturbed)
+    shaped = tuple(
+        jax.tree.unflatten(p.tree, [0 if next(marks) else None for _ in range(p.tree.num_leaves)])
+        for p in parameters
+    )
+    backward_signature = Signature(
+        f"{name}_backward",
+        (Parameter("residuals", many), Parameter("cotangents", signature.result)),
+        jax.tree.structure(shaped),
+    )
+    return emit_with_gradient(
+        name,
+        (first, Signature(f"{name}_forward", parameters, result)),
+        (_with_all_cotangents(second, joint, residual_count), backward_signature),
+        doc=program.doc(),
+    )
+
+
+def _with_all_cotangents(graph: Graph, joint: _Joint, residuals: int) -> Graph:
+    """Give the backward graph an input for each result, those without a gradient unused."""
+    given = iter(graph.inputs[residuals:])
+    unused = Type((), "float0")
+    full = [next(given) if f else Value(unused, hint="unused") for f in joint.float_outputs]
+    return graph.with_(inputs=(*graph.inputs[:residuals], *full))
 
 
 def _loaded(graph: Graph, signature: Signature) -> Callable[..., Any]:
@@ -284,6 +329,3 @@ def _renamed(
     return graph.with_(
         name="backward", inputs=(*received.values(), *cotangents), nodes=tuple(made), outputs=results
     )
-
-
-_ = Type

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax.tree_util import GetAttrKey
 
-from precir.emit.function import FunctionWriter
+from precir.emit.function import FunctionWriter, Line
 from precir.emit.layout import definition
 from precir.emit.module import Emitted, ModuleWriter
 from precir.emit.names import Names
@@ -31,10 +31,46 @@ def emit(
       jit: decorator of the main function ("" for none).
       comments: whether to write scopes and the user's lines above the statements.
     """
+    module = _module(graph, [signature], comments)
+    return module.finish(_main(module, graph, signature, jit), _quoted(doc), signature.name)
+
+
+def emit_with_gradient(
+    name: str, forward: tuple[Graph, Signature], backward: tuple[Graph, Signature], *, doc: str = ""
+) -> Emitted:
+    """Write a function and its gradient as one module: a `jax.custom_vjp` called `name`, whose
+    forward half also returns residuals and whose backward half takes them and cotangents."""
+    (first, first_signature), (second, second_signature) = forward, backward
+    module = _module(first, [first_signature, second_signature], comments=True)
+    module.names.reserve(name)
+    lines = [*_main(module, first, first_signature, ""), ("", _NO), ("", _NO)]
+    lines += [*_main(module, second, second_signature, ""), ("", _NO), ("", _NO)]
+    parameters = [p.name for p in first_signature.parameters]
+    passed = ", ".join(parameters)
+    tail = [
+        "@jax.custom_vjp",
+        definition(name, parameters),
+        f"    return {first_signature.name}({passed})[0]",
+        "",
+        "",
+        f"{name}.defvjp({first_signature.name}, {second_signature.name})",
+    ]
+    return module.finish([*lines, *((line, _NO) for line in tail)], _quoted(doc), name)
+
+
+def _module(graph: Graph, signatures: Sequence[Signature], comments: bool) -> ModuleWriter:
     module = ModuleWriter(comments=comments, constants=dict(graph.constants))
-    module.names.reserve(signature.name)
-    for reserved in ("constants", "EXTERNALS"):
+    for reserved in ("constants", "EXTERNALS", *(s.name for s in signatures)):
         module.names.reserve(reserved)
+    return module
+
+
+def _quoted(doc: str) -> str:
+    return f'"""{doc}"""' if doc else '"""Emitted by precir."""'
+
+
+def _main(module: ModuleWriter, graph: Graph, signature: Signature, jit: str) -> list[Line]:
+    """The lines of a function that is called as its signature says."""
     names = Names(module.names)
     leaves, unpacking = bind_inputs(graph, signature, names)
     writer = FunctionWriter(module, graph, names)
@@ -48,14 +84,13 @@ def emit(
     writer.line(f"return {result}")
     parameters = [p.name for p in signature.parameters if not p.keyword]
     keywords = [p.name for p in signature.parameters if p.keyword]
-    captured = [f"captured_{i}" for i in range(len(graph.inputs) - sum(p.tree.num_leaves for p in signature.parameters))]
+    leaf_count = sum(p.tree.num_leaves for p in signature.parameters)
+    captured = [f"captured_{i}" for i in range(len(graph.inputs) - leaf_count)]
     star = ["*"] if keywords or captured else []
     head = definition(signature.name, [*parameters, *star, *keywords, *captured])
     if jit.startswith("@functools"):
         module.use("functools")
-    main = [*([(jit, _NO)] if jit else []), (head, _NO), *writer.lines]
-    quoted = f'"""{doc}"""' if doc else '"""Emitted by precir."""'
-    return module.finish(main, quoted, signature.name)
+    return [*([(jit, _NO)] if jit else []), (head, _NO), *writer.lines]
 
 
 def _result_names(signature: Signature, outputs: Sequence[Operand]) -> dict[Operand, str]:
