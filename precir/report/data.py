@@ -163,7 +163,8 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The report as dicts, lists, strings, numbers, booleans and None; sums included."""
         data: dict[str, Any] = {"headline": self.headline, "residual_bytes": self.residual_bytes}
-        data |= asdict(self)
+        for name, value in asdict(self).items():
+            data[name] = list(value) if isinstance(value, tuple) else value
         data["formats"] = [asdict(f) for f in self.formats]
         data["residual_formats"] = [asdict(f) for f in self.residual_formats]
         return data

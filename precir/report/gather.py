@@ -98,17 +98,19 @@ def _other_product(node: Node, assignment: Assignment, recipe: Recipe) -> Produc
         return None
     compute = assignment.compute.get(node, "traced")
     dtypes = [o.type.dtype if compute == "traced" else compute for o in node.inputs[:2]]
-    result = assignment.dtype(node.outputs[0])
-    return Product(node, False, (dtypes[0], dtypes[1]), result, _other_reason(node, recipe))
+    result, reason = assignment.dtype(node.outputs[0]), _other_reason(node, recipe, compute)
+    return Product(node, False, (dtypes[0], dtypes[1]), result, reason)
 
 
-def _other_reason(node: Node, recipe: Recipe) -> str:
+def _other_reason(node: Node, recipe: Recipe, compute: str) -> str:
     if recipe.override(node.scope) is not None:
         return f"{recipe.override(node.scope)} by override at {node.scope}"
     if recipe.mode == KEEP:
         return f"recipe {recipe.name} changes nothing"
     if op_named(node.op).keeps is not Keeps.CONVOLUTION:
         return f"{node.op} keeps its own precision"
+    if compute == recipe.wide != recipe.compute:
+        return f"no matrix product stands between it and the loss: {compute}"
     return f"no 8-bit kernel for {node.op}" if recipe.forward else f"recipe {recipe.name}"
 
 
