@@ -224,10 +224,14 @@ class LoopWriter:
                 targets.append(self.names.fresh(list_name.rstrip("s")))
                 appended.append((list_name, targets[-1]))
             del key
+        called = f"{name}({', '.join(inner)})"
         self.indent += 1
-        self.line(f"{', '.join(targets)} = {name}({', '.join(inner)})")
-        for list_name, value in appended:
-            self.line(f"{list_name}.append({value})")
+        if len(targets) == len(appended) == 1:  # as many lines as where it is `results[i] = ...`
+            self.line(f"{appended[0][0]}.append({called})")
+        else:
+            self.line(f"{', '.join(targets)} = {called}")
+            for list_name, value in appended:
+                self.line(f"{list_name}.append({value})")
         self.indent -= 1
         self._after(loop, singles, targets)
 
