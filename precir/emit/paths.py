@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,13 +18,16 @@ from precir.ir import Value
 
 
 class Key(NamedTuple):
-    """One step into a pytree: `kind` is "item" (`x[value]`) or "attribute" (`x.value`)."""
+    """One step into a pytree: `kind` is "item" (`x[value]`), "attribute" (`x.value`) or "method"
+    (`x.value()`)."""
 
     kind: str
     value: Any
 
     def __str__(self) -> str:
-        return f".{self.value}" if self.kind == "attribute" else f"[{quote(self.value)}]"
+        if self.kind == "item":
+            return f"[{quote(self.value)}]"
+        return f".{self.value}()" if self.kind == "method" else f".{self.value}"
 
 
 class Path(NamedTuple):
@@ -150,11 +154,19 @@ def argument_paths(tree: Any, root: str) -> list[Path] | None:
         steps = [_key(k) for k in keys]
         if any(s is None for s in steps):
             return None
-        path = Path(root, tuple(s for s in steps if s is not None))
-        if _reach(numbered, path) != number:
+        given = Path(root, tuple(s for s in steps if s is not None))
+        path = next((p for p in _spellings(given) if _reach(numbered, p) == number), None)
+        if path is None:
             return None
         found.append(path)
     return found
+
+
+def _spellings(path: Path) -> list[Path]:
+    """A path as JAX names it, and as flax.nnx wants the value of a variable read."""
+    if not path.keys or path.keys[-1] != Key("attribute", "value"):
+        return [path]
+    return [path, path._replace(keys=(*path.keys[:-1], Key("method", "get_value")))]
 
 
 def _key(key: Any) -> Key | None:
@@ -168,9 +180,19 @@ def _key(key: Any) -> Key | None:
 
 
 def _reach(tree: Any, path: Path) -> Any:
+    """What stands at a path, None if that cannot be read without an error or a warning."""
     try:
-        for key in path.keys:
-            tree = getattr(tree, key.value) if key.kind == "attribute" else tree[key.value]
-    except (TypeError, KeyError, IndexError, AttributeError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for key in path.keys:
+                tree = _step(tree, key)
+    except (TypeError, KeyError, IndexError, AttributeError, Warning):
         return None
     return tree
+
+
+def _step(tree: Any, key: Key) -> Any:
+    if key.kind == "item":
+        return tree[key.value]
+    found = getattr(tree, key.value)
+    return found() if key.kind == "method" else found
