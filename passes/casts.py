@@ -90,10 +90,10 @@ class _Rewriter:
     ) -> Operand:
         """A node of ours, at the place of the node that reads it first."""
         place = reader or made.node
-        node = Node(
-            op, inputs, [kind], params,
-            **({} if place is None else {"source": place.source, "scope": place.scope, "phase": place.phase}),
-        )  # fmt: skip
+        node = Node(op, inputs, [kind], params)
+        if place is not None:
+            node = place.like(op=op, inputs=inputs, types=[kind], params=params, regions=())
+            node.effects = False
         self.nodes.append(node)
         return node.outputs[0]
 

@@ -31,13 +31,13 @@ class Compiled:
         self._static = {k: options[k] for k in ("static_argnums", "static_argnames") if k in options}
         self._donated = {k: options[k] for k in ("donate_argnums", "donate_argnames") if k in options}
         self._programs: dict[Any, tuple[Any, Program]] = {}
-        self._inner = jax.jit(fn, **self._static)
+        self._inner: Any = jax.jit(fn, **self._static)
 
         @functools.wraps(fn)
         def run(*args: Any, **kwargs: Any) -> Any:
             return self._run(*args, **kwargs)
 
-        self._outer = jax.jit(run, **options)
+        self._outer: Any = jax.jit(run, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._outer(*args, **kwargs)

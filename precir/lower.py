@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import core as jax_core
 from jax._src import core as src_core
-from jax._src.sharding_impls import UnspecifiedValue
 from jax._src.source_info_util import Transform
 from jax.extend import core as jex_core
 from jax.sharding import AxisType
@@ -123,7 +123,7 @@ class _Lowering:
             value = Value(self.type(var.aval), hint=labels[i] if labels else f"arg{i}")
             inputs.append(value)
             env[var] = value
-        captured = []
+        captured: list[Any] = []
         for var, const in zip(jaxpr.constvars, closed.consts, strict=True):
             if isinstance(const, jax_core.Tracer):
                 value = Value(self.type(var.aval), hint=f"captured{len(captured)}")
@@ -240,11 +240,11 @@ class _Lowering:
         self, operands: list[Operand], shardings: Any, eqn: Any, nodes: list[Node], scope: str, phase: str
     ) -> list[Operand]:
         """Keep what an inlined jit said of shardings, as constraint nodes."""
-        if shardings is None or all(isinstance(s, UnspecifiedValue) for s in shardings):
+        if shardings is None or all(_unspecified(s) for s in shardings):
             return operands
         kept: list[Operand] = []
         for operand, sharding in zip(operands, shardings, strict=True):
-            if isinstance(sharding, UnspecifiedValue) or type(operand) is Literal:
+            if _unspecified(sharding) or type(operand) is Literal:
                 kept.append(operand)
                 continue
             params = {"sharding": sharding}
@@ -298,7 +298,7 @@ class _Lowering:
 
     def constant(self, array: Any, aval: Any, nodes: list[Node]) -> Operand:
         kind = self.type(aval)
-        extended = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+        extended = jnp.issubdtype(aval.dtype, jax.dtypes.extended)
         if kind.shape == () and not extended and kind.dtype != "float0":
             return Literal(_python_scalar(array), kind)
         name = self._constant_names.setdefault(id(array), f"c{len(self._constant_names)}")
@@ -348,6 +348,10 @@ def _place(stack: Any, scope: str, phase: str) -> tuple[str, str]:
     return "/".join(names), phase
 
 
+def _unspecified(sharding: Any) -> bool:
+    return type(sharding).__name__ == "UnspecifiedValue"
+
+
 def _says_nothing(sharding: Any) -> bool:
     """A sharding with no explicit axis, which some of JAX's rules leave behind: the compiler
     decides it, or the body of a shard_map has it by itself."""
@@ -372,15 +376,16 @@ def _scan_params(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 def _python_scalar(value: Any) -> bool | int | float | complex:
     for kind in (bool, int, float, complex):
-        if isinstance(value, kind):
-            return kind(value)  # JAX's typed literals are subclasses
+        if isinstance(value, kind):  # JAX's typed literals are subclasses
+            plain: Any = kind
+            return plain(value)  # type: ignore[no-any-return]
     item = np.asarray(value).item()
     return item if isinstance(item, (bool, int, float, complex)) else _from_ml_dtype(value)
 
 
 def _from_ml_dtype(value: Any) -> int | float:
     array = np.asarray(value)
-    integral = jax.dtypes.issubdtype(array.dtype, np.integer)
+    integral = jnp.issubdtype(array.dtype, np.integer)
     return int(array.astype(np.int32)) if integral else float(array.astype(np.float64))
 
 

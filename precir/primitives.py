@@ -37,7 +37,7 @@ def import_path(name: str) -> tuple[str, str] | None:
 def _attributes() -> list[tuple[str, str]]:
     found = []
     for module_name, module in sorted(sys.modules.items()):
-        if module is None or module_name == "__main__":
+        if module_name == "__main__":
             continue
         for attribute, value in list(vars(module).items()):
             if isinstance(value, Primitive):

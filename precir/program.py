@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import numpy as np
 
 from precir.errors import RecipeError
 from precir.emit import Emitted, Signature, emit, load, signature_of
@@ -70,7 +71,7 @@ def make_program(
     fn: Callable[..., Any], traced: Any, recipe: Recipe, static: Sequence[int], jit: str
 ) -> Program:
     """Lower what `jax.jit(fn, ...).trace(...)` gave and run the passes."""
-    if recipe.compute == "float64" and not jax.config.jax_enable_x64:
+    if recipe.compute == "float64" and jax.numpy.result_type(float) != np.float64:
         raise RecipeError(
             f"recipe {recipe.name} computes in float64, which JAX has switched off",
             fix='jax.config.update("jax_enable_x64", True) before making any array',

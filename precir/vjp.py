@@ -219,8 +219,9 @@ def _trace(
 
     shapes = jax.tree.leaves(traced.out_info)
     residuals = [_abstract(s) for s in shapes[len(outputs) :]]
+    abstract: Any = jax.ShapeDtypeStruct
     cotangents = [
-        jax.ShapeDtypeStruct(s, d) for (s, d), f in zip(outputs, floating, strict=True) if f
+        abstract(s, d) for (s, d), f in zip(outputs, floating, strict=True) if f
     ]
     traced_back = jax.jit(backward).trace(residuals, cotangents)
     second, captured = lower_jaxpr(traced_back.jaxpr, name="backward", labels=None, phase=BACKWARD)
@@ -233,7 +234,8 @@ def _trace(
 
 
 def _abstract(info: Any) -> Any:
-    return jax.ShapeDtypeStruct(info.shape, info.dtype, weak_type=getattr(info, "weak_type", False))
+    made: Any = jax.ShapeDtypeStruct
+    return made(info.shape, info.dtype, weak_type=getattr(info, "weak_type", False))
 
 
 @dataclass(frozen=True)

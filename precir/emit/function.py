@@ -123,14 +123,11 @@ class FunctionWriter(LoopWriter):
         if not self.pending:
             return
         waiting = {p.value: p for p in self.pending}
-        wanted = [
-            operands[h.index]
-            for h in template.pieces
-            if isinstance(h, Hole) and operands[h.index] in waiting
-        ]
+        holes = [operands[h.index] for h in template.pieces if isinstance(h, Hole)]
+        wanted = [o for o in holes if isinstance(o, Value) and o in waiting]
         tail = [p.value for p in self.pending[len(self.pending) - len(wanted) :]]
-        room = sum(len(waiting[v].text) for v in wanted) + len(template.key) < _WIDTH  # type: ignore[index]
-        same_place = all(self._place(waiting[v].node) == self._place(node) for v in wanted)  # type: ignore[index]
+        room = sum(len(waiting[v].text) for v in wanted) + len(template.key) < _WIDTH
+        same_place = all(self._place(waiting[v].node) == self._place(node) for v in wanted)
         if wanted and tail == wanted and room and same_place:
             keep = self.pending[len(self.pending) - len(wanted) :]
             self.pending = self.pending[: len(self.pending) - len(wanted)]
@@ -153,10 +150,12 @@ class FunctionWriter(LoopWriter):
         for piece in template.pieces:
             if isinstance(piece, str):
                 parts.append(piece)
-            elif piece.array and isinstance(operands[piece.index], Literal):
-                parts.append(literal_source(operands[piece.index], self.module, False, array=True)[0])
+                continue
+            operand = operands[piece.index]
+            if piece.array and isinstance(operand, Literal):
+                parts.append(literal_source(operand, self.module, False, array=True)[0])
             else:
-                parts.append(self.ref(operands[piece.index], piece.precedence, bare=piece.bare))
+                parts.append(self.ref(operand, piece.precedence, bare=piece.bare))
         return "".join(parts)
 
     def ref(self, operand: Operand, precedence: int = 0, *, bare: bool = False) -> str:

@@ -133,7 +133,7 @@ class _Result:
         if kind is list:
             return f"[{', '.join(self.write(t, v) for t, v in children)}]"
         if kind is dict:
-            items = [(self._key(k), self.write(t, v)) for k, (t, v) in zip(data, children, strict=True)]
+            items = [(self._key(k), self.write(t, v)) for k, (t, v) in zip(data or (), children, strict=True)]
             return "{" + ", ".join(f"{k}: {v}" for k, v in items) + "}"
         if same:
             return same[0][0]

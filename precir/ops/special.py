@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 
 from precir.errors import EmitError
@@ -13,7 +15,7 @@ from precir.primitives import import_path, primitive_named
 
 def bind_template(node: Node, w: Writer) -> Template:
     """`primitive.bind(operands, parameter=value)`, exactly as traced."""
-    primitive = primitive_named(node.op)
+    primitive: Any = primitive_named(node.op)
     if primitive is None:
         raise EmitError(
             f"no JAX primitive is named {node.op!r}",

@@ -91,9 +91,10 @@ def source(value: Any, w: Writer) -> str:
     if simple is not None:
         return simple(value)
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        defaults = value._field_defaults
-        shown = [k for k in value._fields if k not in defaults or getattr(value, k) != defaults[k]]
-        inner = ", ".join(f"{k}={source(getattr(value, k), w)}" for k in shown)
+        held: Any = value
+        defaults = held._field_defaults
+        names = [k for k in held._fields if k not in defaults or getattr(held, k) != defaults[k]]
+        inner = ", ".join(f"{k}={source(getattr(held, k), w)}" for k in names)
         text = f"{_named(type(value), w)}({inner})"
         name = type(value).__name__
         return w.hoist(text, name) if name.endswith("DimensionNumbers") else text
