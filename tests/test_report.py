@@ -155,7 +155,8 @@ def test_stacked_residuals_of_a_scan_count_whole() -> None:
 
         return jnp.sum(jax.lax.scan(body, x, None, length=5)[0])
 
-    found = Report.of(program(jax.grad(total), jnp.ones((4, 4)), jnp.ones((4, 4)), recipe="float32"))
+    w = jnp.ones((4, 4))
+    found = Report.of(program(jax.grad(total), w, w, recipe="float32"))
     stacked = [t for t in found.residuals if t.op == "scan"]
     assert stacked
     assert {t.shape for t in stacked} == {"[5,4,4]"}
