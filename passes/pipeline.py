@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from precir.ir import Graph
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
+from precir.passes.residuals import share_residuals
 from precir.passes.simplify import simplify
 from precir.recipe import Recipe
 
@@ -44,10 +45,15 @@ def _casts(state: State) -> State:
     return replace(state, graph=insert_casts(state.graph, state.assignment, state.recipe))
 
 
+def _residuals(state: State) -> State:
+    return replace(state, graph=share_residuals(state.graph))
+
+
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("simplify", _simplify),
     ("assign", _assign),
     ("casts", _casts),
+    ("residuals", _residuals),
 )
 
 

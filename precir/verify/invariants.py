@@ -90,7 +90,7 @@ def _unsound(type_: Type) -> str | None:
         return f"no dtype but {dtype!r}"
     if any(type(n) is int and n < 0 for n in type_.shape):
         return f"a negative size: {type_.shape}"
-    if type_.scale is not None and len(type_.scale) not in (0, type_.rank):
+    if type_.scale is not None and type_.scale != type_.shape[: len(type_.scale)]:
         return f"a scale of shape {type_.scale} on data of shape {type_.shape}"
     return None
 
