@@ -164,7 +164,7 @@ def _tensors(tensors: Sequence[TensorRow], roomy: bool) -> Iterator[RenderableTy
     grouped.sort(key=lambda g: -g.row.bytes * g.count)
     columns = ("made by", "phase", "scope", "where", "") if roomy else ("made by", "place", "")
     table = _table("size", "format", "shape", *columns)
-    table.columns[0].justify, table.columns[0].min_width = "right", 8
+    table.columns[0].justify = "right"
     for g in grouped[:ROWS]:
         row, scope = g.row, _scope(g.scope, roomy)
         where = Text(row.where, "dim")
@@ -179,7 +179,7 @@ def _table(*columns: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     for name in columns:
         table.add_column(name, no_wrap=True, overflow="ellipsis")
-    table.columns[-1].justify, table.columns[-1].min_width = "right", 4
+    table.columns[-1].justify = "right"
     return table
 
 
