@@ -89,6 +89,8 @@ def same_value(a: Any, b: Any) -> bool:
         return bool(a.dtype == b.dtype and repr(a) == repr(b))
     if issubclass(kind, (np.ndarray, jax.Array)):
         return same_constant(a, b)
+    if kind is jax.lax.Tolerance:
+        return bool(vars(a) == vars(b))  # JAX compares these by identity
     return _equal(a, b)
 
 

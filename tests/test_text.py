@@ -15,12 +15,13 @@ from jax import lax
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from precir.errors import TextError
+from precir.errors import PrecirError, TextError
 from precir.ir import Graph, Literal, Node, Region, Type, Value
 from precir.lower import lower, lower_jaxpr
 from precir.source import Source, Where
 from precir.text import External, externals_of, load_graph, parse, print_graph, save_graph
 from precir.text.types import SHORT
+from precir.verify import verify
 from tests.programs import PROGRAMS, Program
 
 
@@ -51,7 +52,9 @@ def test_programs(program: Program) -> None:
         pytest.skip(f"needs {program.needs_devices} devices")
     step = jax.jit(program.step, **program.options())
     traced = step.trace(program.init(0), *program.batch(0), **program.keywords(0))
-    assert_survives(lower_jaxpr(traced.jaxpr, name=program.name, labels=None)[0])
+    graph, _ = lower_jaxpr(traced.jaxpr, name=program.name, labels=None)
+    assert_survives(graph)
+    verify(graph, deep=True)
 
 
 def harnesses(every: int) -> Iterator[tuple[str, Graph]]:
@@ -72,7 +75,8 @@ def test_primitives(every: int) -> None:
     for name, graph in harnesses(every):
         try:
             assert_survives(graph)
-        except AssertionError as error:
+            verify(graph, deep=True)
+        except (AssertionError, PrecirError) as error:
             raise AssertionError(name) from error
 
 
@@ -175,6 +179,7 @@ def precisions(x: jax.Array) -> Any:
 def test_functions(fn: Callable[..., Any], tmp_path: Any) -> None:
     graph = lower(fn, jnp.ones(4))
     assert_survives(graph)
+    verify(graph, deep=True)
     save_graph(graph, tmp_path / "g.ir")
     loaded = load_graph(tmp_path / "g.ir")
     assert print_graph(loaded) == print_graph(graph)
@@ -203,7 +208,7 @@ values = st.recursive(
     | st.binary(max_size=4)
     | st.sampled_from([np.dtype(np.float32), np.dtype(jnp.bfloat16), Ellipsis, Region(0, True)])
     | st.sampled_from(
-        [np.int64(4), np.float32(0.1), jnp.float8_e5m2(1.5), np.bool_(True), np.float64]
+        [np.int64(4), np.float32(0.1), jnp.float8_e5m2(1.5), np.bool_(True), np.float64, float]
     ),
     lambda inner: (
         st.lists(inner)
@@ -287,6 +292,29 @@ def test_values_that_print_with_difficulty() -> None:
         graph = one(params={"x": value})
         parsed = parse(print_graph(graph), externals=externals_of(graph))
         assert print_graph(parsed) == print_graph(graph)
+
+
+def test_values_of_another_machine() -> None:
+    mesh = "Mesh('cpu', (0, 999), (2,), ('a',), (AxisType.Auto,))"
+    for value in (
+        mesh,
+        f"(NamedSharding({mesh}, P('a')), 1)",
+        "Device('tpu', 0)",
+        "Primitive('no such')",
+        "PRNGImpl('no such')",
+    ):
+        graph = parse(f"graph f() {{\n  g(x={value})\n  return\n}}")
+        assert f"  g(x={value})\n" in print_graph(graph)
+        assert_survives(graph)
+    missing = "constants {\n  c: key<x>[] prng 'no such' = [1, 2]\n}\ngraph f() { return }"
+    assert_survives(parse(missing))
+    assert "  c: key<x>[] prng 'no such' = [1, 2]\n" in print_graph(parse(missing))
+
+
+def test_externals_keep_their_number() -> None:
+    graph = parse("graph f() { g(x=<external 3: b>, y=<external 1: a>) return }")
+    assert_survives(graph)
+    assert externals_of(graph).keys() == {1, 3}
 
 
 def test_broken_graphs_print() -> None:

@@ -10,8 +10,8 @@ import numpy as np
 
 from precir.equality import bits_of, same_constant
 from precir.ir import Type
-from precir.text.kinds import Unavailable, key_implementation
-from precir.text.types import LONG, numpy_dtype, spell_type
+from precir.text.kinds import key_implementation
+from precir.text.types import SHORT, numpy_dtype, spell_type
 from precir.text.values import External, Speller
 
 _WIDEST: Final = 16  # elements of a constant that stands in the text
@@ -19,14 +19,14 @@ _WIDEST: Final = 16  # elements of a constant that stands in the text
 
 def spell_constant(array: Any, spell: Speller) -> tuple[str, bool]:
     """What follows its name in the table of constants, and whether it must be kept beside."""
-    bits = bits_of(array)
-    spelled = None if bits is None else spell_type(_type(array))
     if type(array) is External and array.number is None:
         return f": {array.text}", False
+    bits = bits_of(array)
+    spelled = None if bits is None else spell_type(_type(array))
     if bits is None or spelled is None:
-        return f" = {spell(array)}", False
+        return f" = {spell.external(array)}", False
     host, implementation = bits
-    key = "" if implementation is None else f" {implementation!r}"
+    key = "" if implementation is None else f" prng {implementation!r}"
     if host.size <= _WIDEST and host.dtype.itemsize:
         values = _decimal(host)
         try:
@@ -67,7 +67,9 @@ def _inline(values: Any, dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
 def parse_inline(values: Any, type_: Type, implementation: str | None) -> Any:
     """The array of a constant that stands in the text. Raises ValueError if it is none."""
     dtype = np.dtype(np.uint32) if implementation else numpy_dtype_of(type_)
-    made = _inline(values, dtype) if np.size(values) else np.empty(np.shape(values), dtype)
+    made = _inline(values, dtype)
+    if not made.size and 0 in type_.shape:
+        made = np.empty(type_.shape, dtype)  # nested lists do not show an empty shape
     array = decoded(made, type_, implementation)
     if tuple(array.shape) != type_.shape:
         raise ValueError(f"shape {array.shape} for {type_}")
@@ -75,8 +77,6 @@ def parse_inline(values: Any, type_: Type, implementation: str | None) -> Any:
 
 
 def numpy_dtype_of(type_: Type) -> np.dtype[Any]:
-    from precir.text.types import SHORT
-
     dtype = numpy_dtype(SHORT.get(type_.dtype, ""))
     if dtype is None:
         raise ValueError(f"no arrays of {type_.dtype}")
@@ -96,10 +96,13 @@ def encoded(array: Any) -> np.ndarray[Any, Any] | None:
 
 
 def decoded(raw: Any, type_: Type, implementation: str | None) -> Any:
-    """The constant behind what an `.npz` keeps."""
+    """The constant behind what an `.npz` keeps. Raises ValueError if it is none of this type."""
     if implementation is not None:
-        key_implementation(implementation)
-        return jax.random.wrap_key_data(raw, impl=implementation)
+        key_implementation(implementation)  # raises if there is none
+        try:
+            return jax.random.wrap_key_data(raw, impl=implementation)
+        except Exception as error:  # of several kinds, for data that are no key
+            raise ValueError(f"no key of {implementation}") from error
     dtype = numpy_dtype_of(type_)
     if raw.dtype == dtype:
         return raw
@@ -127,6 +130,3 @@ def holds(array: Any, type_: Type, implementation: str | None, expected: str | N
         and its_implementation == implementation
         and (expected is None or digest(host) == expected)
     )
-
-
-__all__ = ["LONG", "Unavailable", "decoded", "digest", "encoded", "holds", "parse_inline"]

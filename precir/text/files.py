@@ -52,7 +52,7 @@ def load_graph(path: str | os.PathLike[str]) -> Graph:
             return None
         try:
             return decoded(raw, type_, key)
-        except (ValueError, TypeError):
+        except ValueError:
             return raw  # not what the text says, which the parser then tells
 
     try:

@@ -10,11 +10,13 @@ from typing import Any, Final
 
 import jax
 import numpy as np
+from jax import numpy as jnp
 from jax.extend.core import Primitive
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from precir.ir import Region, Type
 from precir.primitives import primitive_named
+from precir.text.types import LONG, SCALARS
 
 Parts = Iterator[tuple[tuple[Any, ...], dict[str, Any]]]
 
@@ -78,10 +80,15 @@ RECORDS: Final[dict[type, tuple[str, tuple[str, ...]]]] = {
     cls: (name, _fields(cls)) for name, cls in _RECORDS.items() if _fields(cls)
 } | {Type: ("Type", ("shape", "dtype", "weak", "scale"))}
 
+# Classes that stand for dtypes.
+_CLASSES: Final = (bool, int, float, complex, *SCALARS)
+
 SINGLETONS: Final[dict[str, Any]] = {
     "Ellipsis": ...,
     "P.UNCONSTRAINED": PartitionSpec.UNCONSTRAINED,
     **_found("jax._src.sharding_impls:UNSPECIFIED"),
+    **{f"{cls.__module__}.{cls.__name__}": cls for cls in _CLASSES},
+    **{f"jnp.{name}": getattr(jnp, name) for name in LONG.values() if hasattr(jnp, name)},
     **{f"checkpoint_policies.{k}": v for k, v in vars(jax.checkpoint_policies).items()},
 }
 SINGLETON_NAMES: Final = {id(value): name for name, value in SINGLETONS.items()}
@@ -204,6 +211,7 @@ _TYPES: Final[tuple[tuple[Any, Kind], ...]] = (
     (jax.Device, Kind("Device", _one("platform", "id"), _device)),
     (jax.ShapeDtypeStruct, Kind("ShapeDtypeStruct", _aval_parts, jax.ShapeDtypeStruct)),
     (jax.core.ShapedArray, Kind("ShapedArray", _aval_parts, jax.core.ShapedArray)),
+    (jax.lax.Tolerance, Kind("Tolerance", _one("atol", "rtol", "ulps"), jax.lax.Tolerance)),
     (Primitive, Kind("Primitive", _one("name"), _primitive)),
     (_KEY.get("PRNGImpl"), Kind("PRNGImpl", _one("name"), key_implementation)),
     (_KEY.get("KeyTy"), Kind("KeyTy", lambda v: _one("name")(v._impl), _key_dtype)),

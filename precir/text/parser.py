@@ -15,7 +15,7 @@ from precir.text.expressions import Expressions, number
 from precir.text.kinds import Unavailable
 from precir.text.printer import PHASES, VERSION, in_few_digits, rounded
 from precir.text.tokens import END, Tokens
-from precir.text.types import WORD, parse_type
+from precir.text.types import NAME, WORD, parse_type
 from precir.text.values import External
 
 _PLACE: Final = re.compile(r"@([\w.\-+~]+):(-?\d+):(-?\d+)-(-?\d+):(-?\d+)")
@@ -94,7 +94,7 @@ class _Parser:
         tokens.expect(":", "`:` or `=`")
         at = tokens.at
         type_ = self.type()
-        key = self.string("a PRNG") if tokens.current.startswith(("'", '"')) else None
+        key = self.string("the name of a PRNG") if tokens.skip("prng") else None
         try:
             self.constants[name] = self.inline_or_beside(name, type_, key, at)
         except Unavailable:
@@ -230,7 +230,7 @@ class _Parser:
 
     def key(self) -> str:
         token = self.tokens.current
-        if token.isidentifier():
+        if NAME.fullmatch(token):
             return self.tokens.next()
         return self.string("the name of a parameter")
 

@@ -12,12 +12,12 @@ import numpy as np
 from precir.ir import BACKWARD, FORWARD, UPDATE, Graph, Literal, Node, Operand, Type, Value
 from precir.source import Where
 from precir.text.constants import spell_constant
-from precir.text.types import WORD, spell_scalar_type, spell_type
+from precir.text.types import NAME, WORD, spell_scalar_type, spell_type
 from precir.text.values import Speller
 
 VERSION: Final = 1
 PHASES: Final = (FORWARD, BACKWARD, UPDATE)
-_RESERVED: Final = ("graph", "return", "beside", "scope", "phase", "effects", *PHASES)
+_RESERVED: Final = ("graph", "return", "beside", "prng", "scope", "phase", "effects", *PHASES)
 _COLUMNS: Final = 100
 _BARE: Final = re.compile(rf"{WORD}|<[\w.]+>")
 _FILE: Final = re.compile(r"[\w.\-+]+")
@@ -253,7 +253,7 @@ def bare(word: str) -> str:
 
 
 def _key(name: Any) -> str:
-    return name if type(name) is str and name.isidentifier() else repr(str(name))
+    return name if type(name) is str and NAME.fullmatch(name) else repr(str(name))
 
 
 _CLEAN: Final[Mapping[str, re.Pattern[str]]] = {

@@ -37,7 +37,8 @@ SHORT: Final[dict[str, str]] = {
 
 LONG: Final = {short: name for name, short in SHORT.items()}
 
-WORD = r"[^\W\d][\w./<>\-]*"
+NAME: Final = re.compile(r"[^\W\d]\w*")
+WORD: Final = r"[^\W\d][\w./<>\-]*"
 # Names that stand for themselves: key<fry>, int4 of a JAX to come.
 _PLAIN: Final = re.compile(WORD)
 _TYPE: Final = re.compile(rf"({WORD})(?:\[([\d,]*)\])?(~?)(?:\*scale\[([\d,]*)\])?")
@@ -51,6 +52,14 @@ def numpy_dtype(short: str) -> np.dtype[Any] | None:
     if name is None or not (name == "bool" or hasattr(jnp, name)):
         return None
     return np.dtype(name)
+
+
+SCALARS: Final[dict[type, str]] = {
+    dtype.type: short
+    for short in LONG
+    if (dtype := numpy_dtype(short)) is not None and short != "float0"
+}
+"""NumPy's scalar types, and what they are called."""
 
 
 def spell_type(type_: Type) -> str | None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from precir.equality import same_value
 from precir.text.kinds import ENUMS, KINDS, RECORDS, SINGLETON_NAMES, Kind
-from precir.text.types import SHORT
+from precir.text.types import SCALARS, SHORT
 
 DEEPEST: Final = 60  # nesting of expressions, in text and out of it
 _WIDEST: Final = 64  # elements of an array that stands in an expression
@@ -40,6 +40,7 @@ class Speller:
 
     def __init__(self) -> None:
         self.externals: dict[int, Any] = {}
+        self._next = 0
         self._numbers: dict[int | External, int] = {}
         self._known: dict[int, tuple[Any, str]] = {}
 
@@ -120,9 +121,18 @@ class Speller:
         key = value if type(value) is External else id(value)
         number = self._numbers.get(key)
         if number is None:
-            number = self._numbers[key] = len(self.externals)
+            number = self._numbers[key] = self._free(value)
             self.externals[number] = value
         return f"<external {number}: {describe(value)}>"
+
+    def _free(self, value: Any) -> int:
+        """A number that no other object has: that of an `External`, if it can be kept."""
+        kept = value.number if type(value) is External else None
+        if kept is not None and kept not in self.externals:
+            return kept
+        while self._next in self.externals:
+            self._next += 1
+        return self._next
 
 
 def _candidates(kind: Kind, value: Any) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
@@ -187,14 +197,3 @@ _SIMPLE: Final[dict[type, Callable[[Any], str]]] = {
     float: spell_float,
     complex: _complex,
 }
-
-
-def _scalar_types() -> dict[type, str]:
-    from precir.text.types import numpy_dtype
-
-    dtypes = {short: numpy_dtype(short) for short in SHORT.values() if short != "float0"}
-    return {dtype.type: short for short, dtype in dtypes.items() if dtype is not None}
-
-
-SCALARS: Final = _scalar_types()
-"""NumPy's scalar types, and what they are called."""
