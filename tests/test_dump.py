@@ -17,6 +17,7 @@ import precir
 import precir.dump
 from precir.dump import dump, read_dump
 from precir.errors import DumpError, PrecirError, TextError
+from precir.passes.pipeline import PASSES
 from precir.program import Program
 from precir.report import Report
 
@@ -55,7 +56,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-STAGES = ("00_lower", "01_simplify", "02_assign", "03_casts")
+STAGES = [f"{n:02}_{name}" for n, name in enumerate(["lower", *(name for name, _ in PASSES)])]
 FILES = (
     *(f"{s}.{end}" for s in STAGES for end in ("ir", "npz")),
     *("report.txt", "report.json", "model.py", "model.npz", "index.json"),
