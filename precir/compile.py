@@ -14,10 +14,10 @@ import jax
 
 from precir.emit.load import save as save_module
 from precir.errors import PrecirError
-from precir.program import Program, make_program
+from precir.program import Program, closed_jaxpr, make_program, replay
 from precir.recipe import Recipe
 from precir.recipe import recipe as find_recipe
-from precir.vjp import differentiable, emit_pair
+from precir.vjp import differentiable, emit_pair, second_derivative
 
 
 class Compiled:
@@ -40,7 +40,12 @@ class Compiled:
         self._outer: Any = jax.jit(run, **options)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self._outer(*args, **kwargs)
+        try:
+            return self._outer(*args, **kwargs)
+        except TypeError as error:
+            if "custom_vjp function" in str(error) and "forward-mode" in str(error):
+                raise second_derivative() from error
+            raise
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
         return self if instance is None else functools.partial(self, instance)
@@ -73,7 +78,9 @@ class Compiled:
     def program(self, *args: Any, **kwargs: Any) -> Program:
         """The `Program` for arguments like these: its graphs after each pass, its formats, its
         emitted module. Arguments may be arrays or `jax.ShapeDtypeStruct`s."""
-        traced = self._inner.trace(*args, **kwargs)
+        return self._program(self._inner.trace(*args, **kwargs))
+
+    def _program(self, traced: Any) -> Program:
         jaxpr = traced.jaxpr
         key = (id(jaxpr.jaxpr), traced.in_tree)
         found = self._programs.get(key)
@@ -126,19 +133,28 @@ class Compiled:
             return self._trace(*args, **kwargs)
 
     def _trace(self, *args: Any, **kwargs: Any) -> Any:
-        program = self.program(*args, **kwargs)
+        traced = self._inner.trace(*args, **kwargs)
+        program = self._program(traced)
         dynamic, named = self._dynamic(args, kwargs)
-        extra = {f"captured_{i}": v for i, v in enumerate(program.captured)}
-        main = program.main
+        main, captured = program.main, program.captured
+        fn, call = self._fn_of_dynamic(args, kwargs), lambda args, kwargs: main(*args, **kwargs)
+        if captured:  # arguments like any other from here on
+            closed, out_tree = closed_jaxpr(traced), program.signature.result
 
-        def call(positional: Sequence[Any], keywords: dict[str, Any]) -> Any:
-            return main(*positional, **keywords, **extra)
+            def fn(given: Sequence[Any], _: dict[str, Any]) -> Any:
+                return replay(closed, out_tree, jax.tree.leaves(given[0]), given[1:])
 
+            def call(given: Sequence[Any], _: dict[str, Any]) -> Any:
+                args, kwargs = given[0]
+                extra = {f"captured_{i}": v for i, v in enumerate(given[1:])}
+                return main(*args, **kwargs, **extra)
+
+            dynamic, named = [(dynamic, named), *captured], {}
         with _naming_user_lines(program):
-            return differentiable(self._fn_of_dynamic(args, kwargs), program, call, dynamic, named)
+            return differentiable(fn, program, call, dynamic, named)
 
     def _static_positions(self) -> tuple[int, ...]:
-        numbers = self._static.get("static_argnums") or ()
+        numbers = self._static.get("static_argnums", ())
         found = {numbers} if isinstance(numbers, int) else set(numbers)
         names = self._static.get("static_argnames") or ()
         names = {names} if isinstance(names, str) else set(names)

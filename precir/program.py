@@ -9,10 +9,11 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.extend
 import numpy as np
 
-from precir.errors import RecipeError
 from precir.emit import Emitted, Signature, emit, load, signature_of
+from precir.errors import RecipeError
 from precir.ir import Graph
 from precir.lower import lower_jaxpr
 from precir.passes.assign import Assignment
@@ -31,6 +32,8 @@ class Program:
       recipe: what they were chosen by.
       captured: values of an outer trace that the function closes over, passed along at each call.
       source: the user's function, for its name and place.
+      jit: the decorator of its emitted main function.
+      effects: its side effects, as JAX describes them.
     """
 
     signature: Signature
@@ -40,6 +43,7 @@ class Program:
     captured: tuple[Any, ...]
     source: Callable[..., Any]
     jit: str = "@jax.jit"
+    effects: Any = frozenset()
 
     @property
     def graph(self) -> Graph:
@@ -79,9 +83,38 @@ def make_program(
     name = function_name(fn)
     out_tree = jax.tree.structure(traced.out_info)
     signature = signature_of(fn, traced.in_tree, out_tree, static, name)
-    graph, captured = lower_jaxpr(traced.jaxpr, name=name, labels=signature.labels())
+    closed = closed_jaxpr(traced)
+    graph, captured = lower_jaxpr(closed, name=name, labels=signature.labels())
     state, stages = run_passes(graph, recipe)
-    return Program(signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit)
+    return Program(
+        signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit, closed.effects
+    )
+
+
+def closed_jaxpr(traced: Any) -> Any:
+    """A traced program whose inputs are its arguments: values of an outer trace that it closes
+    over, which JAX passes as its first arguments, are constants.
+    """
+    closed = traced.jaxpr
+    hoisted = list(getattr(traced, "_consts", None) or ())
+    if not hoisted:
+        return closed
+    jaxpr, count = closed.jaxpr, len(hoisted)
+    return jax.extend.core.ClosedJaxpr(
+        jaxpr.replace(
+            constvars=[*jaxpr.constvars, *jaxpr.invars[:count]],
+            invars=jaxpr.invars[count:],
+            debug_info=jaxpr.debug_info.with_unknown_names(),
+        ),
+        [*closed.consts, *hoisted],
+    )
+
+
+def replay(closed: Any, out_tree: Any, arguments: Sequence[Any], captured: Sequence[Any]) -> Any:
+    """Run a traced program, custom rules and all, on other captured values."""
+    given = iter(captured)
+    consts = [next(given) if isinstance(c, jax.core.Tracer) else c for c in closed.consts]
+    return jax.tree.unflatten(out_tree, jax.core.eval_jaxpr(closed.jaxpr, consts, *arguments))
 
 
 def function_name(fn: Callable[..., Any]) -> str:

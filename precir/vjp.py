@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src.effects import custom_derivatives_allowed_effects
 from jax.custom_derivatives import SymbolicZero
 
 from precir.emit import Emitted, Parameter, Signature, emit, emit_with_gradient, load
@@ -21,6 +22,7 @@ from precir.ir import BACKWARD, FORWARD, Graph, Node, Operand, Type, Value
 from precir.lower import lower_jaxpr
 from precir.passes.pipeline import run_passes
 from precir.program import Program
+from precir.recipe import KEEP
 
 Call = Callable[[Sequence[Any], dict[str, Any]], Any]
 
@@ -39,33 +41,89 @@ def differentiable(
 ) -> Any:
     """`call(positional, keywords)`, with the compiled backward program as its derivative."""
     leaves, tree = jax.tree.flatten((list(positional), keywords))
-    effects = any(n.effects for n in program.graph.walk())
-    if effects or program.captured or not any(_inexact(x) for x in leaves):
+    if not any(_inexact(x) for x in leaves) or not _may_have_rules(program):
         return call(positional, keywords)
     pairs: dict[tuple[bool, ...], Pair] = {}
+    read = _read_inputs(program.stages[0].graph)
+    # What nothing reads is no argument of the rule, so that jax.jit drops it as it always does.
+    used = [i for i, value in enumerate(program.graph.inputs) if value in read]
+    unread: list[Any] = [_abstract(jax.typeof(x)) for x in leaves]
+
+    def complete(values: Sequence[Any]) -> list[Any]:
+        full = list(unread)
+        for i, value in zip(used, values, strict=True):
+            full[i] = value
+        return full
 
     @jax.custom_vjp
-    def flat(*leaves: Any) -> Any:
-        args, kwargs = jax.tree.unflatten(tree, leaves)
+    def flat(*values: Any) -> Any:
+        args, kwargs = jax.tree.unflatten(tree, complete(values))
         return call(args, kwargs)
 
     def forward(*primals: Any) -> tuple[Any, Residuals]:
-        perturbed = tuple(bool(p.perturbed) and _inexact(p.value) for p in primals)
-        values = [p.value for p in primals]
+        moving = {i for i, p in zip(used, primals, strict=True) if p.perturbed and _inexact(p.value)}
+        values = complete([p.value for p in primals])
+        perturbed = tuple(i in moving for i in range(len(values)))
         pair = pairs.get(perturbed)
         if pair is None:
             pair = pairs[perturbed] = make_pair(fn, program, tree, values, perturbed)
-        out, residuals = pair.forward(*values)
+        out, residuals = _once(pair, pair.forward)(*values)
         return out, Residuals(residuals, pair)
 
     def backward(residuals: Residuals, cotangents: Any) -> tuple[Any, ...]:
         pair = residuals.pair
         kept = [c for c, float_ in zip(_zeros(cotangents), pair.float_outputs, strict=True) if float_]
-        gradients = iter(pair.backward(residuals.leaves, kept))
-        return tuple(next(gradients) if p else None for p in pair.perturbed)
+        made = iter(_once(pair, pair.backward)(residuals.leaves, kept))
+        gradients = [next(made) if p else None for p in pair.perturbed]
+        return tuple(gradients[i] for i in used)
 
     flat.defvjp(forward, backward, symbolic_zeros=True)
-    return flat(*leaves)
+    return flat(*[leaves[i] for i in used])
+
+
+def _may_have_rules(program: Program) -> bool:
+    """Whether JAX lets a custom rule stand around the program: not around most side effects."""
+    effects = program.effects
+    return not custom_derivatives_allowed_effects.filter_not_in(effects)
+
+
+def _read_inputs(graph: Graph) -> set[Operand]:
+    return {*graph.outputs, *(o for node in graph.nodes for o in node.inputs)}
+
+
+def _once(pair: Pair, half: Callable[..., Any]) -> Callable[..., Any]:
+    """Half of a pair, refusing to be differentiated where that would be silently wrong: the
+    emitted code no longer has the user's custom rules, and rounding has no slope."""
+    if pair.exact:
+        return half
+
+    @jax.custom_jvp
+    def guarded(leaves: Any) -> Any:
+        arguments = iter(leaves)
+        return half(*[next(arguments) if g else f for g, f in zip(given, fixed, strict=True)])
+
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise second_derivative()
+
+    guarded.defjvp(refuse)
+    given: list[bool] = []
+    fixed: list[Any] = []
+
+    def run(*arguments: Any) -> Any:
+        given[:] = [not isinstance(a, jax.ShapeDtypeStruct) for a in arguments]
+        fixed[:] = arguments
+        return guarded([a for a, g in zip(arguments, given, strict=True) if g])
+
+    return run
+
+
+def second_derivative() -> DerivativeError:
+    """What to do for a derivative that a compiled function does not have."""
+    return DerivativeError(
+        "a compiled function has its first derivative, in reverse mode, and no other",
+        fix="compile the derivative itself, as in precir.compile(jax.hessian(f)) or "
+        "precir.compile(lambda x, t: jax.jvp(f, (x,), (t,)))",
+    )
 
 
 def _inexact(x: Any) -> bool:
@@ -96,6 +154,7 @@ class Pair:
     perturbed: tuple[bool, ...]
     float_outputs: tuple[bool, ...]
     joint: Graph
+    exact: bool
 
 
 def make_pair(
@@ -119,7 +178,9 @@ def make_pair(
     )
     forward = _loaded(first, forward_signature)
     backward = _loaded(second, backward_signature)
-    return Pair(forward, backward, perturbed, joint.float_outputs, state.graph)
+    rules = any(n.op in ("custom_jvp_call", "custom_vjp_call") for n in joint.graph.walk())
+    exact = program.recipe.mode == KEEP and not rules
+    return Pair(forward, backward, perturbed, joint.float_outputs, state.graph, exact)
 
 
 def emit_pair(
