@@ -61,13 +61,19 @@ _REGIONS = {
     "jit": ("jaxpr",),
     "pjit": ("jaxpr",),
 }
-_CANONICAL_NAMES = {"remat2": "remat", "checkpoint": "remat", "custom_vjp_call_jaxpr": "custom_vjp_call",
-                    "pjit": "jit"}  # fmt: skip
+_CANONICAL_NAMES = {
+    "remat2": "remat",
+    "checkpoint": "remat",
+    "custom_vjp_call_jaxpr": "custom_vjp_call",
+    "pjit": "jit",
+}
 # Parameters that say nothing once the sub-graphs are out: rules that JAX has already applied
 # wherever this program is differentiated, and bookkeeping of the tracer.
 _DROPPED = {
     "custom_jvp_call": ("jvp_jaxpr_fun", "num_consts", "symbolic_zeros"),
-    "custom_vjp_call": ("fwd_jaxpr_thunk", "fwd", "bwd", "num_consts", "out_trees", "symbolic_zeros"),
+    "custom_vjp_call": (
+        "fwd_jaxpr_thunk", "fwd", "bwd", "num_consts", "out_trees", "symbolic_zeros",
+    ),
     "custom_vjp_call_jaxpr": (
         "fun_jaxpr", "fwd_jaxpr_thunk", "bwd", "num_consts", "out_trees", "symbolic_zeros",
     ),
@@ -160,7 +166,13 @@ class _Lowering:
         return Graph(name, tuple(inputs), tuple(nodes), outputs)
 
     def body(
-        self, jaxpr: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str, weak: bool
+        self,
+        jaxpr: Any,
+        env: dict[Any, Operand],
+        nodes: list[Node],
+        scope: str,
+        phase: str,
+        weak: bool,
     ) -> None:
         """Lower the equations of `jaxpr`; `weak` if the weakness of its results is seen outside."""
         seen = weakness_seen(jaxpr, weak)
@@ -201,7 +213,13 @@ class _Lowering:
             env.update(zip(eqn.outvars, node.outputs, strict=True))
 
     def inline(
-        self, eqn: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str, weak: bool
+        self,
+        eqn: Any,
+        env: dict[Any, Operand],
+        nodes: list[Node],
+        scope: str,
+        phase: str,
+        weak: bool,
     ) -> None:
         callee = eqn.params[_INLINED[eqn.primitive.name]]
         name = eqn.params.get("name")
@@ -220,7 +238,13 @@ class _Lowering:
         env.update(zip(eqn.outvars, outs, strict=True))
 
     def solve(
-        self, eqn: Any, env: dict[Any, Operand], nodes: list[Node], scope: str, phase: str, weak: bool
+        self,
+        eqn: Any,
+        env: dict[Any, Operand],
+        nodes: list[Node],
+        scope: str,
+        phase: str,
+        weak: bool,
     ) -> None:
         """A linear solve is its `solve` program; the others only serve its derivatives."""
         lengths, solve = eqn.params["const_lengths"], eqn.params["jaxprs"].solve
@@ -237,7 +261,13 @@ class _Lowering:
         env.update(zip(eqn.outvars, outs, strict=True))
 
     def constrain(
-        self, operands: list[Operand], shardings: Any, eqn: Any, nodes: list[Node], scope: str, phase: str
+        self,
+        operands: list[Operand],
+        shardings: Any,
+        eqn: Any,
+        nodes: list[Node],
+        scope: str,
+        phase: str,
     ) -> list[Operand]:
         """Keep what an inlined jit said of shardings, as constraint nodes."""
         if shardings is None or all(_unspecified(s) for s in shardings):
@@ -274,7 +304,11 @@ class _Lowering:
             if op in _INLINED:
                 (called,) = held
                 return {}, (self.region(called, raw["name"], scope, phase, weak),)
-            names = [f"{op}_{k}" for k in ("cond", "body")] if op == "while" else [f"{op}_body"] * len(held)
+            names = (
+                [f"{op}_{k}" for k in ("cond", "body")]
+                if op == "while"
+                else [f"{op}_body"] * len(held)
+            )
             return params, tuple(
                 self.region(j, n, scope, phase, weak) for j, n in zip(held, names, strict=True)
             )
@@ -284,7 +318,11 @@ class _Lowering:
             if hasattr(value, "eqns"):
                 params[key] = Region(len(regions), hasattr(value, "consts"))
                 regions.append(self.region(value, f"{op}_{key}", scope, phase, weak))
-            elif op != "sharding_constraint" and key in ("sharding", "out_sharding") and _says_nothing(value):
+            elif (
+                op != "sharding_constraint"
+                and key in ("sharding", "out_sharding")
+                and _says_nothing(value)
+            ):
                 params[key] = None
             else:
                 params[key] = value
@@ -354,7 +392,8 @@ def _unspecified(sharding: Any) -> bool:
 
 def _says_nothing(sharding: Any) -> bool:
     """A sharding with no explicit axis, which some of JAX's rules leave behind: the compiler
-    decides it, or the body of a shard_map has it by itself."""
+    decides it, or the body of a shard_map has it by itself.
+    """
     mesh = getattr(sharding, "mesh", None)
     return mesh is not None and AxisType.Explicit not in (mesh.axis_types or ())
 

@@ -51,7 +51,8 @@ def harnesses() -> tuple[Case, ...]:
 
 def check(case: Case, seed: int) -> None:
     """The program precir emits of `case` gives what `jax.jit` gives, and does so alone: the
-    original is gone once it is traced. Its text reads back as the same graph."""
+    original is gone once it is traced. Its text reads back as the same graph.
+    """
     expected = jax.jit(case.function, **case.options)(*arguments(case, seed))
     held = [case.function]
 

@@ -31,7 +31,7 @@ __all__ = ["Keeps", "Op", "Write", "binary", "call", "operator", "unary"]
 
 
 class Keeps(enum.Enum):
-    """How an op treats precision: what a recipe decides by (torch autocast's lists, one row per op)."""
+    """How an op treats precision: what a recipe decides by (torch autocast's lists, by op)."""
 
     PRODUCT = "product"  # a matrix product: the recipe's low format
     CONVOLUTION = "convolution"  # the recipe's 16-bit format
@@ -105,7 +105,11 @@ def operator(symbol: str, precedence: int, function: str, dtypes: str = "float i
     def write(node: Node, w: Writer) -> Template:
         operands = kind(node.inputs[0].type.dtype)
         literals = [isinstance(o, Literal) for o in node.inputs]
-        if operands not in dtypes.split() or all(literals) or node.params.get("out_dtype") is not None:
+        if (
+            operands not in dtypes.split()
+            or all(literals)
+            or node.params.get("out_dtype") is not None
+        ):
             return plain(node, w)
         bare = bare_scalars(node.inputs)
         left = Hole(0, precedence + (precedence == COMPARE), bare=bare)
@@ -118,7 +122,9 @@ def prefix(symbol: str, function: str, dtypes: str) -> Write:
     plain = call(function)
 
     def write(node: Node, w: Writer) -> Template:
-        if kind(node.inputs[0].type.dtype) not in dtypes.split() or isinstance(node.inputs[0], Literal):
+        if kind(node.inputs[0].type.dtype) not in dtypes.split() or isinstance(
+            node.inputs[0], Literal
+        ):
             return plain(node, w)
         return Template((symbol, Hole(0, UNARY)), UNARY)
 

@@ -68,7 +68,7 @@ def _while(node: Node, w: Writer) -> Template:
 
 
 def _batched_while(node: Node, w: Writer) -> Template:
-    """vmap of a loop runs on while any predicate holds; only the primitive says so."""
+    """Vmap of a loop runs on while any predicate holds; only the primitive says so."""
     body, cond = jaxpr_source(node.regions[1], w), jaxpr_source(node.regions[0], w)
     pieces: Pieces = ["lax.while_p.bind(", *_comma(range(len(node.inputs)))]
     pieces.append(f", cond_nconsts={node.params['cond_nconsts']}, cond_jaxpr={cond}")
@@ -94,7 +94,8 @@ def _cond(node: Node, w: Writer) -> Template:
 
 def condition(node: Node) -> Value | None:
     """The boolean (or unclamped index) behind a cond's index, if the index was made from one:
-    `lax.cond` and `lax.switch` make the index again themselves."""
+    `lax.cond` and `lax.switch` make the index again themselves.
+    """
     index = node.inputs[0]
     if not isinstance(index, Value) or index.node is None:
         return None
@@ -109,7 +110,8 @@ def condition(node: Node) -> Value | None:
 
 def _remat(node: Node, w: Writer) -> Template:
     """JAX lowers a differentiated remat to its body behind an optimization barrier, so that the
-    compiler cannot share the recomputation with the first computation."""
+    compiler cannot share the recomputation with the first computation.
+    """
     function = w.function(node.regions[0])
     prevent = node.params["prevent_cse"]
     count = len(node.inputs)

@@ -46,7 +46,9 @@ def _convert(node: Node, w: Writer) -> Template:
 
 
 _convert_plain = call(
-    "lax.convert_element_type", positional=("new_dtype",), keywords={"weak_type": DROPPED, "sharding": None}
+    "lax.convert_element_type",
+    positional=("new_dtype",),
+    keywords={"weak_type": DROPPED, "sharding": None},
 )
 
 
@@ -139,7 +141,9 @@ OPS: tuple[Op, ...] = (
     # types
     Op("convert_element_type", OWN, _convert),
     Op("bitcast_convert_type", OWN, call("lax.bitcast_convert_type", positional=("new_dtype",))),
-    Op("reduce_precision", OWN, call("lax.reduce_precision", keywords={"exponent_bits": REQUIRED, "mantissa_bits": REQUIRED})),
+    Op("reduce_precision", OWN, call(
+        "lax.reduce_precision", keywords={"exponent_bits": REQUIRED, "mantissa_bits": REQUIRED},
+    )),
     binary("complex", OWN),
     unary("real", OWN),
     unary("imag", OWN),

@@ -18,7 +18,9 @@ def _reshape(node: Node, w: Writer) -> Template:
     return Template((Hole(0, ATOM), f".reshape({sizes or '()'})"))
 
 
-_reshape_plain = call("lax.reshape", positional=("new_sizes",), keywords={"dimensions": None, "sharding": None})
+_reshape_plain = call(
+    "lax.reshape", positional=("new_sizes",), keywords={"dimensions": None, "sharding": None}
+)
 
 
 def _transpose(node: Node, w: Writer) -> Template:
@@ -57,11 +59,15 @@ def _slice(node: Node, w: Writer) -> Template:
         i = changed[0]
         stride = f", stride={strides[i]}" if strides[i] != 1 else ""
         axis = f", axis={i}" if i else ""
-        return Template(("lax.slice_in_dim(", Hole(0), f", {starts[i]}, {limits[i]}{stride}{axis})"))
+        return Template(
+            ("lax.slice_in_dim(", Hole(0), f", {starts[i]}, {limits[i]}{stride}{axis})")
+        )
     return _slice_plain(node, w)
 
 
-_slice_plain = call("lax.slice", positional=("start_indices", "limit_indices"), keywords={"strides": None})
+_slice_plain = call(
+    "lax.slice", positional=("start_indices", "limit_indices"), keywords={"strides": None}
+)
 
 
 def _iota(node: Node, w: Writer) -> Template:
@@ -70,7 +76,9 @@ def _iota(node: Node, w: Writer) -> Template:
     dtype, shape = source(node.params["dtype"], w), tuple(node.params["shape"])
     if len(shape) == 1:
         return Template((f"lax.iota({dtype}, {shape[0]})",))
-    return Template((f"lax.broadcasted_iota({dtype}, {source(shape, w)}, {node.params['dimension']})",))
+    return Template(
+        (f"lax.broadcasted_iota({dtype}, {source(shape, w)}, {node.params['dimension']})",)
+    )
 
 
 def _concatenate(node: Node, w: Writer) -> Template:
@@ -84,14 +92,24 @@ def _dynamic_slice(node: Node, w: Writer) -> Template:
     if len(node.inputs) != 1 + node.inputs[0].type.rank or _negative(node, 1):
         return bind(node, w)
     sizes = source(tuple(node.params["slice_sizes"]), w)
-    return Template(("lax.dynamic_slice(", Hole(0), ", ", *_indices(node, 1), f", {sizes}", _exactly(node, 1)))
+    return Template(
+        ("lax.dynamic_slice(", Hole(0), ", ", *_indices(node, 1), f", {sizes}", _exactly(node, 1))
+    )
 
 
 def _dynamic_update_slice(node: Node, w: Writer) -> Template:
     if _negative(node, 2):
         return bind(node, w)
     return Template(
-        ("lax.dynamic_update_slice(", Hole(0), ", ", Hole(1), ", ", *_indices(node, 2), _exactly(node, 2))
+        (
+            "lax.dynamic_update_slice(",
+            Hole(0),
+            ", ",
+            Hole(1),
+            ", ",
+            *_indices(node, 2),
+            _exactly(node, 2),
+        )
     )
 
 
@@ -110,15 +128,22 @@ def _negative(node: Node, first: int) -> bool:
 
 def _exactly(node: Node, first: int) -> str:
     """JAX has already counted negative indices from the end; counting twice changes those that
-    are out of bounds."""
-    signed = [o for o in node.inputs[first:] if not isinstance(o, Literal) and not o.type.dtype.startswith("uint")]
+    are out of bounds.
+    """
+    signed = [
+        o
+        for o in node.inputs[first:]
+        if not isinstance(o, Literal) and not o.type.dtype.startswith("uint")
+    ]
     return ", allow_negative_indices=False)" if signed else ")"
 
 
 def _split(node: Node, w: Writer) -> Template:
     pattern = "({},)" if len(node.outputs) == 1 else None
     sizes = source(tuple(int(s) for s in node.params["sizes"]), w)
-    return Template(("lax.split(", Hole(0), f", {sizes}, axis={node.params['axis']})"), targets=pattern)
+    return Template(
+        ("lax.split(", Hole(0), f", {sizes}, axis={node.params['axis']})"), targets=pattern
+    )
 
 
 def _squeeze(node: Node, w: Writer) -> Template:

@@ -15,7 +15,9 @@ def _implementation(node: Node) -> str:
 
 def _seed(node: Node, w: Writer) -> Template:
     if isinstance(node.inputs[0], Literal):
-        return Template((f"jax.random.key({node.inputs[0].value}, impl={_implementation(node)!r})",))
+        return Template(
+            (f"jax.random.key({node.inputs[0].value}, impl={_implementation(node)!r})",)
+        )
     if node.inputs[0].type.rank:
         return bind(node, w)
     return Template(("jax.random.key(", Hole(0), f", impl={_implementation(node)!r})"))

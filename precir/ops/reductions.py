@@ -74,7 +74,8 @@ def _reduce_window(node: Node, w: Writer) -> Template:
         return bind(node, w)
     p = {k: source(v, w) for k, v in node.params.items() if k not in ("jaxpr", "consts")}
     rest = (
-        f", {_computation(node, w, 1)}, {p['window_dimensions']}, {p['window_strides']}, {p['padding']}, "
+        f", {_computation(node, w, 1)}, {p['window_dimensions']}, {p['window_strides']}, "
+        f"{p['padding']}, "
         f"base_dilation={p['base_dilation']}, window_dilation={p['window_dilation']})"
     )
     return Template(("lax.reduce_window(", Hole(0), ", ", Hole(1), rest))

@@ -70,8 +70,9 @@ OPS: tuple[Op, ...] = (
     Op("psum", Keeps.OWN, bind_template),
     *map(
         bound,
-        ["psum_invariant", "pvary", "pmax", "pmin", "ppermute", "all_gather", "all_gather_invariant",
-         "all_to_all", "reduce_scatter", "axis_index", "pcast", "psum_scatter"],
+        ["psum_invariant", "pvary", "pmax", "pmin", "ppermute", "all_gather",
+         "all_gather_invariant", "all_to_all", "reduce_scatter", "axis_index", "pcast",
+         "psum_scatter"],
     ),
     Op("sharding_constraint", Keeps.OWN, call(
         "lax.with_sharding_constraint", positional=("sharding",),

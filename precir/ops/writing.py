@@ -22,7 +22,8 @@ LOWEST, COMPARE, BIT_OR, BIT_XOR, BIT_AND, SHIFT, SUM, PRODUCT, UNARY, POWER, AT
 class Hole:
     """Where operand `index` goes: as tightly bound as `precedence`; `bare` if a Python scalar
     takes the other operand's dtype there, else literals are written with their dtype; as an
-    `array` if the text around it asks for more than a scalar's value."""
+    `array` if the text around it asks for more than a scalar's value.
+    """
 
     index: int
     precedence: int = LOWEST
@@ -33,7 +34,8 @@ class Hole:
 @dataclass(frozen=True, slots=True)
 class Template:
     """Source with holes. `targets` spells what the outputs are assigned to when it is not just
-    `a` or `a, b` (a pattern with one `{}` for each output)."""
+    `a` or `a, b` (a pattern with one `{}` for each output).
+    """
 
     pieces: tuple[str | Hole, ...]
     precedence: int = ATOM
@@ -60,9 +62,12 @@ class Writer(Protocol):
         """Import `module` (or `name` from it) and return how to refer to it."""
         ...
 
-    def function(self, graph: Graph, groups: tuple[int, ...] = (), returns: tuple[int, ...] = ()) -> str:
+    def function(
+        self, graph: Graph, groups: tuple[int, ...] = (), returns: tuple[int, ...] = ()
+    ) -> str:
         """The name of a module-level function for a sub-graph. `groups` sizes the trailing
-        parameters that arrive as one (a tuple unless a single value), `returns` its results."""
+        parameters that arrive as one (a tuple unless a single value), `returns` its results.
+        """
         ...
 
     def hoist(self, text: str, wish: str) -> str:
@@ -191,14 +196,21 @@ def _mesh(mesh: jax.sharding.Mesh, w: Writer) -> str:
         devices = f"[jax.devices()[i] for i in {ids}]"
     types = "" if not mesh.axis_types else f", axis_types={source(tuple(mesh.axis_types), w)}"
     made = w.use("jax.sharding", "Mesh")
-    return f"{made}({np_}.array({devices}).reshape({mesh.devices.shape}), {mesh.axis_names!r}{types})"
+    return (
+        f"{made}({np_}.array({devices}).reshape({mesh.devices.shape}), {mesh.axis_names!r}{types})"
+    )
 
 
 def literal_source(literal: Literal, w: Writer, bare: bool, array: bool = False) -> tuple[str, int]:
     """A scalar constant and its precedence: `2.0` where `bare` or where JAX gives it that very
-    type of its own accord, else with its dtype."""
+    type of its own accord, else with its dtype.
+    """
     value, dtype = literal.value, literal.type.dtype
-    text = _shortest(value, dtype) if type(value) is float and math.isfinite(value) else source(value, w)
+    text = (
+        _shortest(value, dtype)
+        if type(value) is float and math.isfinite(value)
+        else source(value, w)
+    )
     untyped = literal.type.weak and dtype == jnp.result_type(type(value)).name
     if array:
         return f"{'jnp.asarray' if untyped else dtype_source(dtype, w)}({text})", ATOM
@@ -213,7 +225,7 @@ def literal_source(literal: Literal, w: Writer, bare: bool, array: bool = False)
 
 
 def _shortest(value: float, dtype: str) -> str:
-    """The shortest decimal that rounds to `value` in its dtype: 1e-06, not 9.999999974752427e-07."""
+    """The shortest decimal that rounds to `value` in its dtype: 1e-06, not 9.99999997e-07."""
     if dtype in ("float16", "float32"):
         text = str(getattr(np, dtype)(value))
         return text if float(getattr(np, dtype)(float(text))) == value else repr(value)
@@ -227,7 +239,8 @@ def _shortest(value: float, dtype: str) -> str:
 
 def bare_scalars(operands: Sequence[Operand]) -> bool:
     """Whether a Python scalar among operands of one dtype stands for its literal: it takes the
-    dtype of the arrays, and cannot make the result strongly typed."""
+    dtype of the arrays, and cannot make the result strongly typed.
+    """
     arrays = [o for o in operands if isinstance(o, Value)]
     weak = all(o.type.weak for o in operands)
     return bool(arrays) and (weak or not all(a.type.weak for a in arrays))
@@ -235,7 +248,8 @@ def bare_scalars(operands: Sequence[Operand]) -> bool:
 
 def arguments(node: Node, keywords: Mapping[str, Any], w: Writer) -> list[str] | None:
     """`name=value` for each parameter that differs from its default; None if a parameter is not
-    in `keywords` at all (the caller then binds the primitive itself)."""
+    in `keywords` at all (the caller then binds the primitive itself).
+    """
     written = []
     for name, value in node.params.items():
         if name not in keywords:

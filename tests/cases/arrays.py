@@ -11,7 +11,7 @@ from tests.cases.case import array, f32, i32, table
 
 CASES, case = table("arrays")
 
-# -- slices ----------------------------------------------------------------------------------------
+# slices
 
 
 @case(f32(4, 5))
@@ -46,18 +46,31 @@ def dynamic_slice_indices(x, i):
 
 @case(f32(4, 5, 6))
 def static_indexing(x):
-    return x[1:3], x[:, ::2], x[..., -1], x[::-1], x[None, 1, ..., 2:5:2], x[1:1], x[[1, 2], :, [0, 3]]
+    return (
+        x[1:3],
+        x[:, ::2],
+        x[..., -1],
+        x[::-1],
+        x[None, 1, ..., 2:5:2],
+        x[1:1],
+        x[[1, 2], :, [0, 3]],
+    )
 
 
 @case(f32(4, 5), i32(3), array(np.uint8, 2, 2))
 def gather_modes(x, i, j):
     return (
-        x[i], x[i, i], jnp.take(x, i, axis=1), jnp.take(x, j, axis=0, mode="clip"),
-        jnp.take(x, i, axis=0, mode="wrap"), x.at[i].get(mode="fill", fill_value=7.0),
-        x.at[j].get(mode="promise_in_bounds"), x.at[i].get(mode="drop"),
+        x[i],
+        x[i, i],
+        jnp.take(x, i, axis=1),
+        jnp.take(x, j, axis=0, mode="clip"),
+        jnp.take(x, i, axis=0, mode="wrap"),
+        x.at[i].get(mode="fill", fill_value=7.0),
+        x.at[j].get(mode="promise_in_bounds"),
+        x.at[i].get(mode="drop"),
         x.at[jnp.sort(i)].get(indices_are_sorted=True, unique_indices=True, mode="clip"),
         jnp.take_along_axis(x, jnp.abs(i)[:, None] % 4, axis=0),
-    )  # fmt: skip
+    )
 
 
 @case(array(np.int8, 4, 5), i32(3))
@@ -75,11 +88,21 @@ def gather_fills(x, i):
 def scatters(x, i, u):
     at = x.at[i]
     return (
-        at.set(u), at.add(u), at.multiply(u), at.min(u), at.max(u), at.subtract(u),
-        at.set(u, mode="clip"), at.add(u, mode="drop"), at.add(u, mode="promise_in_bounds"),
-        x.at[jnp.sort(i)].add(u, indices_are_sorted=True), x.at[i, i].add(1),
-        x.at[:, 1].set(0), x.at[1:3].multiply(2), x.at[i, 2].set(u[:, 0]),
-    )  # fmt: skip
+        at.set(u),
+        at.add(u),
+        at.multiply(u),
+        at.min(u),
+        at.max(u),
+        at.subtract(u),
+        at.set(u, mode="clip"),
+        at.add(u, mode="drop"),
+        at.add(u, mode="promise_in_bounds"),
+        x.at[jnp.sort(i)].add(u, indices_are_sorted=True),
+        x.at[i, i].add(1),
+        x.at[:, 1].set(0),
+        x.at[1:3].multiply(2),
+        x.at[i, 2].set(u[:, 0]),
+    )
 
 
 @case(f32(4, 5), i32(3))
@@ -97,7 +120,7 @@ def scatter_complex(x, i):
     return x.at[i].add(1j), x.at[i].set(2), x.at[i].multiply(x[:2])
 
 
-# -- reductions --------------------------------------------------------------------------------------
+# reductions
 
 
 @case(f32(3, 4), i32(3, 4))
@@ -175,68 +198,146 @@ def cumulative(x):
 def weak_reductions():
     x = lax.full((3,), 1.5)
     y = lax.full((2, 3), 2)
-    return x, y, x.sum(), x.max(), y.sum(0), y.max(1), -x, abs(x), x.astype(jnp.float32), jnp.mean(x)
+    return (
+        x,
+        y,
+        x.sum(),
+        x.max(),
+        y.sum(0),
+        y.max(1),
+        -x,
+        abs(x),
+        x.astype(jnp.float32),
+        jnp.mean(x),
+    )
 
 
-# -- sorting -----------------------------------------------------------------------------------------
+# sorting
 
 
 @case(i32(9), f32(9), array(np.int8, 9))
 def sorts(a, b, c):
     return (
-        lax.sort((a, b)), lax.sort((a, b, c), num_keys=2), lax.sort((a, b), is_stable=False),
-        lax.sort(b), lax.sort((b,)), lax.sort((c, a, b), num_keys=3, dimension=0),
-        jnp.argsort(b), jnp.argsort(a, descending=True, stable=True), jnp.lexsort((a, b)),
-        lax.top_k(b, 3), jnp.unique(a, size=5), jnp.searchsorted(lax.sort(b), b),
-        lax.approx_max_k(b, 2), lax.approx_min_k(b, 2),
-    )  # fmt: skip
+        lax.sort((a, b)),
+        lax.sort((a, b, c), num_keys=2),
+        lax.sort((a, b), is_stable=False),
+        lax.sort(b),
+        lax.sort((b,)),
+        lax.sort((c, a, b), num_keys=3, dimension=0),
+        jnp.argsort(b),
+        jnp.argsort(a, descending=True, stable=True),
+        jnp.lexsort((a, b)),
+        lax.top_k(b, 3),
+        jnp.unique(a, size=5),
+        jnp.searchsorted(lax.sort(b), b),
+        lax.approx_max_k(b, 2),
+        lax.approx_min_k(b, 2),
+    )
 
 
 @case(f32(3, 4))
 def sorts_of_matrices(x):
     return (
-        lax.sort(x, dimension=0), lax.sort((x, x * 2), dimension=0, num_keys=2), lax.sort(x, dimension=1),
-        lax.top_k(x, 2), lax.top_k(x, 2, axis=0), jnp.sort(x, axis=None), jnp.quantile(x, 0.3, axis=1),
-        jax.grad(lambda x: jnp.sort(x)[:, 1].sum())(x), lax.top_k(x, 0),
-    )  # fmt: skip
+        lax.sort(x, dimension=0),
+        lax.sort((x, x * 2), dimension=0, num_keys=2),
+        lax.sort(x, dimension=1),
+        lax.top_k(x, 2),
+        lax.top_k(x, 2, axis=0),
+        jnp.sort(x, axis=None),
+        jnp.quantile(x, 0.3, axis=1),
+        jax.grad(lambda x: jnp.sort(x)[:, 1].sum())(x),
+        lax.top_k(x, 0),
+    )
 
 
 @case(jnp.array([jnp.nan, 1.0, -0.0, 0.0, jnp.inf, -jnp.inf]))
 def sorts_of_specials(x):
-    return jnp.sort(x), jnp.argsort(x), x.argmax(), x.argmin(), x.max(), lax.top_k(x, 3), jnp.nanmax(x)
+    return (
+        jnp.sort(x),
+        jnp.argsort(x),
+        x.argmax(),
+        x.argmin(),
+        x.max(),
+        lax.top_k(x, 3),
+        jnp.nanmax(x),
+    )
 
 
-# -- shapes ------------------------------------------------------------------------------------------
+# shapes
 
 
 @case(f32(2, 3, 4))
 def shapes(x):
     return (
-        x.reshape(6, 4), x.reshape(-1), x.T, x.transpose(2, 0, 1), jnp.moveaxis(x, 0, 2), x[None],
-        jnp.squeeze(x[:1], 0), jnp.flip(x, 1), jnp.roll(x, 2, 1), jnp.tile(x, (1, 2, 1)), jnp.repeat(x, 2, 0),
-        jnp.pad(x, 1), jnp.pad(x, ((0, 0), (1, 2), (0, 0)), mode="edge"), lax.pad(x, 0.0, [(0, -1, 1), (-1, 0, 0), (0, 0, 2)]),
-        jnp.concatenate([x, x * 2], 1), lax.concatenate([x], 0), jnp.stack([x, x]), jnp.split(x, 2, 2),
-        lax.split(x, (1, 2), 1), lax.split(x, (2,), 0), lax.expand_dims(x, (0, 2)), jnp.broadcast_to(x, (5, 2, 3, 4)),
-        lax.broadcast(x, (2,)), lax.rev(x, (0, 2)), lax.reshape(x, (4, 6), (2, 1, 0)), lax.squeeze(x, ()),
-        lax.transpose(x, (0, 1, 2)), jnp.einsum("abc,dbc->ad", x, x), jnp.tril(x), jnp.diagonal(x),
-    )  # fmt: skip
+        x.reshape(6, 4),
+        x.reshape(-1),
+        x.T,
+        x.transpose(2, 0, 1),
+        jnp.moveaxis(x, 0, 2),
+        x[None],
+        jnp.squeeze(x[:1], 0),
+        jnp.flip(x, 1),
+        jnp.roll(x, 2, 1),
+        jnp.tile(x, (1, 2, 1)),
+        jnp.repeat(x, 2, 0),
+        jnp.pad(x, 1),
+        jnp.pad(x, ((0, 0), (1, 2), (0, 0)), mode="edge"),
+        lax.pad(x, 0.0, [(0, -1, 1), (-1, 0, 0), (0, 0, 2)]),
+        jnp.concatenate([x, x * 2], 1),
+        lax.concatenate([x], 0),
+        jnp.stack([x, x]),
+        jnp.split(x, 2, 2),
+        lax.split(x, (1, 2), 1),
+        lax.split(x, (2,), 0),
+        lax.expand_dims(x, (0, 2)),
+        jnp.broadcast_to(x, (5, 2, 3, 4)),
+        lax.broadcast(x, (2,)),
+        lax.rev(x, (0, 2)),
+        lax.reshape(x, (4, 6), (2, 1, 0)),
+        lax.squeeze(x, ()),
+        lax.transpose(x, (0, 1, 2)),
+        jnp.einsum("abc,dbc->ad", x, x),
+        jnp.tril(x),
+        jnp.diagonal(x),
+    )
 
 
 @case(f32(0, 3), f32(3, 0))
 def zero_sizes(x, y):
-    return x @ y, y @ x, x + 1, x.T, x.reshape(3, 0), jnp.concatenate([x, x]), x[:, 1], jnp.sort(x, 0), x.sum(1)
+    return (
+        x @ y,
+        y @ x,
+        x + 1,
+        x.T,
+        x.reshape(3, 0),
+        jnp.concatenate([x, x]),
+        x[:, 1],
+        jnp.sort(x, 0),
+        x.sum(1),
+    )
 
 
 @case()
 def iotas():
     return (
-        jnp.arange(3), jnp.arange(3.0), jnp.arange(5, dtype=jnp.bfloat16), lax.broadcasted_iota(jnp.uint8, (2, 3), 1),
-        lax.iota(jnp.int8, 4), jnp.eye(3), jnp.linspace(0, 1, 5), jnp.zeros((2, 0)), jnp.full((2,), 3),
-        jnp.ones(3, bool), jnp.full((2,), -0.0), jnp.full((2,), jnp.nan), jnp.full((), 2, jnp.uint32), jnp.zeros((2,), jnp.complex64),
-    )  # fmt: skip
+        jnp.arange(3),
+        jnp.arange(3.0),
+        jnp.arange(5, dtype=jnp.bfloat16),
+        lax.broadcasted_iota(jnp.uint8, (2, 3), 1),
+        lax.iota(jnp.int8, 4),
+        jnp.eye(3),
+        jnp.linspace(0, 1, 5),
+        jnp.zeros((2, 0)),
+        jnp.full((2,), 3),
+        jnp.ones(3, bool),
+        jnp.full((2,), -0.0),
+        jnp.full((2,), jnp.nan),
+        jnp.full((), 2, jnp.uint32),
+        jnp.zeros((2,), jnp.complex64),
+    )
 
 
-# -- linear algebra ----------------------------------------------------------------------------------
+# linear algebra
 
 
 def positive(a):
@@ -247,19 +348,39 @@ def positive(a):
 def decompositions(a, b):
     s = positive(a)
     return (
-        jnp.linalg.cholesky(s), jnp.linalg.qr(a), jnp.linalg.qr(a, mode="r"), jax.scipy.linalg.lu(a),
-        jnp.linalg.eigh(s), jnp.linalg.svd(a), jnp.linalg.svd(a[:, :2], full_matrices=False),
-        jnp.linalg.svd(a, compute_uv=False), jnp.linalg.solve(a, b), jnp.linalg.inv(a), jnp.linalg.det(a),
-        jnp.linalg.slogdet(a), jnp.linalg.eigvals(a), jax.scipy.linalg.solve_triangular(a, b, lower=True),
-        jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(s), b), jnp.linalg.pinv(a), jnp.linalg.lstsq(a, b)[0],
-        lax.linalg.lu(a), lax.linalg.tridiagonal_solve(b, b + 9, b, b[:, None]), jax.scipy.linalg.expm(a * 0.1),
-        lax.linalg.schur(a), lax.linalg.hessenberg(a), lax.linalg.symmetric_product(a, s, alpha=2.0),
-    )  # fmt: skip
+        jnp.linalg.cholesky(s),
+        jnp.linalg.qr(a),
+        jnp.linalg.qr(a, mode="r"),
+        jax.scipy.linalg.lu(a),
+        jnp.linalg.eigh(s),
+        jnp.linalg.svd(a),
+        jnp.linalg.svd(a[:, :2], full_matrices=False),
+        jnp.linalg.svd(a, compute_uv=False),
+        jnp.linalg.solve(a, b),
+        jnp.linalg.inv(a),
+        jnp.linalg.det(a),
+        jnp.linalg.slogdet(a),
+        jnp.linalg.eigvals(a),
+        jax.scipy.linalg.solve_triangular(a, b, lower=True),
+        jax.scipy.linalg.cho_solve(jax.scipy.linalg.cho_factor(s), b),
+        jnp.linalg.pinv(a),
+        jnp.linalg.lstsq(a, b)[0],
+        lax.linalg.lu(a),
+        lax.linalg.tridiagonal_solve(b, b + 9, b, b[:, None]),
+        jax.scipy.linalg.expm(a * 0.1),
+        lax.linalg.schur(a),
+        lax.linalg.hessenberg(a),
+        lax.linalg.symmetric_product(a, s, alpha=2.0),
+    )
 
 
 @case(f32(2, 3, 3), f32(2, 3))
 def decompositions_batched(a, b):
-    return jnp.linalg.solve(a, b[..., None]), jnp.linalg.cholesky(a @ a.mT + jnp.eye(3)), jnp.linalg.inv(a)
+    return (
+        jnp.linalg.solve(a, b[..., None]),
+        jnp.linalg.cholesky(a @ a.mT + jnp.eye(3)),
+        jnp.linalg.inv(a),
+    )
 
 
 @case(f32(3, 3), f32(3))
@@ -274,24 +395,47 @@ def decomposition_gradients(a, b):
 
 @case(array(np.complex64, 3, 3), array(np.complex64, 3))
 def decompositions_complex(a, b):
-    return jnp.linalg.solve(a, b), jnp.linalg.qr(a), jnp.linalg.svd(a, compute_uv=False), jnp.linalg.eigh(a + a.conj().T)
+    return (
+        jnp.linalg.solve(a, b),
+        jnp.linalg.qr(a),
+        jnp.linalg.svd(a, compute_uv=False),
+        jnp.linalg.eigh(a + a.conj().T),
+    )
 
 
 @case(f32(4, 8), array(np.complex64, 4, 8))
 def ffts(x, z):
-    return jnp.fft.fft(x), jnp.fft.rfft(x), jnp.fft.irfft(z), jnp.fft.ifft2(z), jnp.fft.fftn(z), jnp.fft.fftshift(x)
+    return (
+        jnp.fft.fft(x),
+        jnp.fft.rfft(x),
+        jnp.fft.irfft(z),
+        jnp.fft.ifft2(z),
+        jnp.fft.fftn(z),
+        jnp.fft.fftshift(x),
+    )
 
 
 @case(f32(2, 3, 4), f32(2, 4, 5))
 def products(a, b):
     return (
-        a @ b, a[0] @ b[0], a[0] @ b[0, :, 0], a[0, 0] @ b[0], jnp.dot(a[0, 0], b[0, :, 0]),
-        jnp.einsum("bij,bjk->bik", a, b, precision="highest"), lax.dot(a[0], b[0], preferred_element_type=jnp.float32),
+        a @ b,
+        a[0] @ b[0],
+        a[0] @ b[0, :, 0],
+        a[0, 0] @ b[0],
+        jnp.dot(a[0, 0], b[0, :, 0]),
+        jnp.einsum("bij,bjk->bik", a, b, precision="highest"),
+        lax.dot(a[0], b[0], preferred_element_type=jnp.float32),
         lax.dot_general(a, b, (((2,), (1,)), ((0,), (0,))), preferred_element_type=jnp.float32),
-        jnp.matmul(a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32),
-        lax.dot_general(a, b, (((), ()), ((), ()))), a[:, 0] @ b[0, :, :1], lax.batch_matmul(a, b),
-        jnp.tensordot(a, b, ((2,), (1,))), jnp.outer(a[0, 0], b[0, 0]), jnp.vdot(a[0, 0], b[0, :, 1]),
-    )  # fmt: skip
+        jnp.matmul(
+            a.astype(jnp.bfloat16), b.astype(jnp.bfloat16), preferred_element_type=jnp.float32
+        ),
+        lax.dot_general(a, b, (((), ()), ((), ()))),
+        a[:, 0] @ b[0, :, :1],
+        lax.batch_matmul(a, b),
+        jnp.tensordot(a, b, ((2,), (1,))),
+        jnp.outer(a[0, 0], b[0, 0]),
+        jnp.vdot(a[0, 0], b[0, :, 1]),
+    )
 
 
 @case(i32(6, 4), f32(3, 4, 5))
@@ -304,7 +448,13 @@ def convolutions(x, w):
     numbers = ("NHWC", "HWIO", "NHWC")
     return (
         lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=numbers),
-        lax.conv_general_dilated(x, w, (2, 1), ((0, 1), (1, 0)), (1, 2), (2, 1), dimension_numbers=numbers),
+        lax.conv_general_dilated(
+            x, w, (2, 1), ((0, 1), (1, 0)), (1, 2), (2, 1), dimension_numbers=numbers
+        ),
         lax.conv_transpose(x, w, (2, 2), "SAME", dimension_numbers=numbers),
-        jax.grad(lambda w: lax.conv_general_dilated(x, w, (1, 1), "VALID", dimension_numbers=numbers).sum())(w),
+        jax.grad(
+            lambda w: lax.conv_general_dilated(
+                x, w, (1, 1), "VALID", dimension_numbers=numbers
+            ).sum()
+        )(w),
     )

@@ -20,7 +20,7 @@ class Draw:
 
     def __call__(self, random: np.random.RandomState) -> jax.Array:
         dtype = np.dtype(self.dtype)
-        if dtype == bool:
+        if dtype == np.bool_:
             return jnp.asarray(random.rand(*self.shape) < 0.5)
         if jax.dtypes.issubdtype(dtype, np.integer):
             info = jax.numpy.iinfo(dtype)
@@ -57,7 +57,8 @@ def array(dtype: Any, *shape: int) -> Draw:
 
 def table(group: str) -> tuple[list[Case], Callable[..., Any]]:
     """A list of cases, and a decorator that adds to it: `@case(f32(3), 2.0)` over a function of
-    those arguments (pytrees of draws and values). A function may serve several cases."""
+    those arguments (pytrees of draws and values). A function may serve several cases.
+    """
     cases: list[Case] = []
 
     def case(*arguments: Any, **options: Any) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from tests.programs.program import same_bits
 
 
 def assert_same(got: Any, want: Any) -> None:
-    """The trees hold the same bits of the same types: signed zeros count, a NaN's payload does not."""
+    """Both trees hold the same bits of the same types; NaNs are all one, the zeros are two."""
     left, shape = jax.tree_util.tree_flatten_with_path(got)
     right, other = jax.tree_util.tree_flatten_with_path(want)
     assert shape == other, f"structures differ:\n  {shape}\n  {other}"

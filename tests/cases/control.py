@@ -13,7 +13,7 @@ from tests.cases.case import array, f32, i32, table
 
 CASES, case = table("control")
 
-# -- scan ------------------------------------------------------------------------------------------
+# scan
 
 
 @case(f32(), f32(5, 3))
@@ -138,7 +138,7 @@ def map_(xs):
     return lax.map(lambda x: (x.sum(), x * 2), xs), lax.map(jnp.sin, xs, batch_size=2)
 
 
-# -- while and fori_loop -----------------------------------------------------------------------------
+# while and fori_loop
 
 
 @case(f32())
@@ -153,9 +153,7 @@ def while_tuple(x, n):
 
 @case({"n": i32(), "x": f32(2)})
 def while_tree(c):
-    out = lax.while_loop(
-        lambda c: c["n"] < 12, lambda c: {"n": c["n"] + 3, "x": c["x"] - 1}, c
-    )
+    out = lax.while_loop(lambda c: c["n"] < 12, lambda c: {"n": c["n"] + 3, "x": c["x"] - 1}, c)
     return out["x"], out["n"]
 
 
@@ -208,7 +206,7 @@ def fori_in_place(x):
     return lax.fori_loop(0, 6, body, x)
 
 
-# -- cond and switch ---------------------------------------------------------------------------------
+# cond and switch
 
 
 @case(True, f32(3))
@@ -225,7 +223,11 @@ def cond_of_number(n, x):
 @case(array(bool), f32(3), {"a": f32(2)})
 def cond_trees(p, x, t):
     return lax.cond(
-        p, lambda x, t: {"y": x, "z": (t["a"], 1)}, lambda x, t: {"y": x * 2, "z": (t["a"], 2)}, x, t
+        p,
+        lambda x, t: {"y": x, "z": (t["a"], 1)},
+        lambda x, t: {"y": x * 2, "z": (t["a"], 2)},
+        x,
+        t,
     )
 
 
@@ -242,7 +244,9 @@ def cond_closure(p, x):
 
 @case(array(bool), f32(3))
 def cond_weak(p, x):
-    return lax.cond(p, lambda: (1.0, 2), lambda: (x.sum(), 3)), lax.cond(p, lambda: None, lambda: None)
+    return lax.cond(p, lambda: (1.0, 2), lambda: (x.sum(), 3)), lax.cond(
+        p, lambda: None, lambda: None
+    )
 
 
 @case(array(bool, 3), f32(3))
@@ -284,12 +288,14 @@ def switch_on_used_index(x):
 @case(f32(4))
 def cond_in_scan(xs):
     def body(c, x):
-        return lax.cond(x > 0, lambda c: c + x, lambda c: c, c), lax.cond(c > 1, lambda: 1, lambda: 0)
+        return lax.cond(x > 0, lambda c: c + x, lambda c: c, c), lax.cond(
+            c > 1, lambda: 1, lambda: 0
+        )
 
     return lax.scan(body, 0.0, xs)
 
 
-# -- remat and custom rules --------------------------------------------------------------------------
+# remat and custom rules
 
 
 @case(f32(3, 3))
@@ -306,7 +312,9 @@ def remat_gradient(x):
 
 @case(f32(3, 3))
 def remat_policy(x):
-    f = jax.checkpoint(lambda x: jnp.sin(jnp.exp(x @ x)).sum(), policy=jax.checkpoint_policies.dots_saveable)
+    f = jax.checkpoint(
+        lambda x: jnp.sin(jnp.exp(x @ x)).sum(), policy=jax.checkpoint_policies.dots_saveable
+    )
     return jax.grad(f)(x)
 
 
@@ -350,7 +358,9 @@ def clipped(limit, x):
     return x * limit
 
 
-clipped.defvjp(lambda limit, x: (x * limit, x), lambda limit, x, g: (jnp.clip(g, -limit, limit) + x,))
+clipped.defvjp(
+    lambda limit, x: (x * limit, x), lambda limit, x, g: (jnp.clip(g, -limit, limit) + x,)
+)
 
 
 @case(f32(3))
@@ -378,7 +388,9 @@ def custom_root(a, b):
 
 @case(f32(3, 3), f32(3))
 def custom_linear_solve(a, b):
-    return lax.custom_linear_solve(lambda x: (a @ x) * 0 + x * 2, b, lambda f, b: b / 2, symmetric=True)
+    return lax.custom_linear_solve(
+        lambda x: (a @ x) * 0 + x * 2, b, lambda f, b: b / 2, symmetric=True
+    )
 
 
 @case(f32(4))
@@ -386,7 +398,7 @@ def custom_gradient_helpers(x):
     return lax.stop_gradient(x), jax.grad(lambda x: (lax.stop_gradient(x) * x).sum())(x)
 
 
-# -- calls -------------------------------------------------------------------------------------------
+# calls
 
 
 @functools.partial(jax.jit, static_argnums=1, static_argnames="k")
@@ -410,7 +422,9 @@ def jit_inline_and_donated(x):
 def jit_closes_over_constants(x):
     table = np.arange(3.0, dtype=np.float32)
     big = jnp.arange(6).reshape(2, 3)
-    return jax.jit(lambda x: x * table + big)(x), jax.named_call(lambda x: x + table, name="named")(x)
+    return jax.jit(lambda x: x * table + big)(x), jax.named_call(lambda x: x + table, name="named")(
+        x
+    )
 
 
 @case(f32(3))

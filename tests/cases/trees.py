@@ -84,7 +84,15 @@ def empty():
 
 @case(f32(2))
 def constants(x):
-    return jnp.arange(3), np.arange(4.0, dtype=np.float32), 2, True, np.float16(1.5), np.zeros((0, 2), np.int8), x + np.array([1, 2], np.float32)
+    return (
+        jnp.arange(3),
+        np.arange(4.0, dtype=np.float32),
+        2,
+        True,
+        np.float16(1.5),
+        np.zeros((0, 2), np.int8),
+        x + np.array([1, 2], np.float32),
+    )
 
 
 @case(f32(2))
@@ -95,8 +103,22 @@ def shared_constants(x):
 
 @case(f32(2))
 def constants_of_every_dtype(x):
-    names = ("bool", "int8", "uint16", "uint32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4", "complex64")
-    return {n: np.array([[0, 1], [1, 0]]).astype(getattr(jnp, n + "_" * (n == "bool"))) for n in names}, jax.random.split(jax.random.key(0), 2)
+    names = (
+        "bool",
+        "int8",
+        "uint16",
+        "uint32",
+        "float16",
+        "bfloat16",
+        "float8_e4m3fn",
+        "float8_e5m2",
+        "int4",
+        "uint4",
+        "complex64",
+    )
+    return {
+        n: np.array([[0, 1], [1, 0]]).astype(getattr(jnp, n + "_" * (n == "bool"))) for n in names
+    }, jax.random.split(jax.random.key(0), 2)
 
 
 @case(f32(2))
@@ -110,7 +132,11 @@ def nested(tree):
     return jax.tree.map(lambda x: x * 2, tree)
 
 
-@case({True: f32(), False: f32(2)}, {2: f32(), 10: f32(3)}, {"1 x": f32(), "class": f32(1), "a'b\"c\n": f32(2)})
+@case(
+    {True: f32(), False: f32(2)},
+    {2: f32(), 10: f32(3)},
+    {"1 x": f32(), "class": f32(1), "a'b\"c\n": f32(2)},
+)
 @case({(1, 2): f32()}, {np.int32(3): f32()}, {"": f32(), "é": f32(), "\\": f32()})
 @case({None: f32()}, {b"x": f32()}, {frozenset({1}): f32()})
 def keys_of_every_kind(a, b, c):
