@@ -25,12 +25,17 @@ class Tail:
     loss: set[Node] = field(default_factory=set)
 
     def note(self, node: Node, holds: bool) -> None:
-        members = self.products if is_product(node) else self.loss
+        members = self.products if _contracts(node) else self.loss
         (members.add if holds else members.discard)(node)
 
 
 def is_product(node: Node) -> bool:
     return op_named(node.op).keeps is Keeps.PRODUCT
+
+
+def _contracts(node: Node) -> bool:
+    """A product or a convolution: no part of a loss."""
+    return op_named(node.op).keeps in (Keeps.PRODUCT, Keeps.CONVOLUTION)
 
 
 def find_tail(graph: Graph) -> Tail:
@@ -68,7 +73,7 @@ def _reaching(graph: Graph, outputs: Sequence[int], tail: Tail) -> list[int]:
                 mark([operand], flags)
         elif not _is_forward(node):
             continue
-        elif is_product(node):
+        elif _contracts(node):
             tail.note(node, not total & _PRODUCT)
             mark(node.inputs, _PRODUCT)
         else:
@@ -133,7 +138,7 @@ def _depending(graph: Graph, inputs: Sequence[bool], tail: Tail) -> list[bool]:
             continue
         else:
             tail.note(node, not any(flags))
-            made = [is_product(node) or any(flags)] * len(node.outputs)
+            made = [_contracts(node) or any(flags)] * len(node.outputs)
         after.update(v for v, f in zip(node.outputs, made, strict=True) if f)
     return [isinstance(o, Value) and o in after for o in graph.outputs]
 

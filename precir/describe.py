@@ -7,7 +7,7 @@ import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING
 
-import precir
+from precir.version import __version__
 
 if TYPE_CHECKING:
     from precir.program import Program
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def module_doc(program: Program) -> str:
     """The docstring of an emitted module: what it is, where from, what runs in which format."""
     recipe, name = program.recipe, program.signature.name
-    lines = [f"{name}, compiled by precir {precir.__version__} with recipe {recipe.name}."]
+    lines = [f"{name}, compiled by precir {__version__} with recipe {recipe.name}."]
     code = getattr(program.source, "__code__", None)
     if code is not None:
         place = f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"

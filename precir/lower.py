@@ -36,7 +36,7 @@ from precir.ir import (
 from precir.jaxprs import is_weak, shared_draws, weakness_seen
 from precir.phases import complete_phases
 from precir.primitives import remember
-from precir.source import Source
+from precir.source import Source, is_jax
 
 # Calls inlined into their caller: parameter that holds the callee.
 _INLINED = {
@@ -115,6 +115,7 @@ class _Lowering:
         self._constant_names: dict[int, str] = {}
         self._types: dict[tuple[Any, ...], Type] = {}
         self._stacks: dict[Any, tuple[str, str]] = {}
+        self.called_from: Source | None = None
         self._kept: set[int] = set()
 
     def top(
@@ -204,7 +205,7 @@ class _Lowering:
                 types,
                 params,
                 regions=regions,
-                source=Source(eqn.source_info.traceback),
+                source=self.called_from or Source(eqn.source_info.traceback),
                 scope=inner_scope,
                 phase=inner_phase,
                 effects=bool(eqn.effects) and _has_side_effects(eqn.effects),
@@ -232,7 +233,12 @@ class _Lowering:
         inner: dict[Any, Operand] = dict(zip(jaxpr.invars, args, strict=True))
         for var, const in zip(jaxpr.constvars, consts, strict=True):
             inner[var] = self.constant(const, var.aval, nodes)
+        outer = self.called_from
+        if outer is None and is_jax(getattr(jaxpr.debug_info, "func_filename", None) or ""):
+            # JAX traces its helpers once: what they hold names whoever called them first.
+            self.called_from = Source(eqn.source_info.traceback)
         self.body(jaxpr, inner, nodes, scope, phase, weak)
+        self.called_from = outer
         outs = [self.read(inner, v, nodes) for v in jaxpr.outvars]
         outs = self.constrain(outs, eqn.params.get("out_shardings"), eqn, nodes, scope, phase)
         env.update(zip(eqn.outvars, outs, strict=True))

@@ -83,7 +83,8 @@ def is_library(code_file: str) -> bool:
 
 
 @cache
-def _is_jax(code_file: str) -> bool:
+def is_jax(code_file: str) -> bool:
+    """Whether a file belongs to JAX itself (or, as JAX counts, to Python)."""
     return not source_info_util.is_user_filename(code_file)
 
 
@@ -91,7 +92,7 @@ def _user_frame(traceback: Any) -> Where | None:
     codes, lasti = traceback.raw_frames()
     fallback: int | None = None
     for i, code in enumerate(codes):
-        if _is_jax(code.co_filename):
+        if is_jax(code.co_filename):
             continue
         if not is_library(code.co_filename):
             return _where(code, lasti[i])

@@ -22,9 +22,10 @@ LAYERS = (
     ("precir.kernels.*",),
     ("precir.attrs", "precir.equality", "precir.ir", "precir.jaxprs", "precir.primitives"),
     ("precir.ops.*",),
-    ("precir.text.*", "precir.verify.*", "precir.lower", "precir.emit.*"),
+    ("precir.text.*", "precir.verify.*", "precir.phases", "precir.lower", "precir.emit.*"),
     ("precir.recipe",),
     ("precir.passes.*",),
+    ("precir.describe", "precir.program", "precir.vjp"),
     ("precir.report.*", "precir.dump", "precir.compile"),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),
