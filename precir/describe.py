@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import textwrap
 from collections import Counter
@@ -17,7 +18,7 @@ def module_doc(program: Program) -> str:
     """The docstring of an emitted module: what it is, where from, what runs in which format."""
     recipe, name = program.recipe, program.signature.name
     lines = [f"{name}, compiled by precir {__version__} with recipe {recipe.name}."]
-    code = getattr(program.source, "__code__", None)
+    code = getattr(inspect.unwrap(program.source), "__code__", None)
     if code is not None:
         place = f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"
         about = f"From {place}. {products_line(program)}".rstrip()
