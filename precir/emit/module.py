@@ -117,9 +117,9 @@ class ModuleWriter:
         else:
             template = self.template(node)
             text = template.key
-            for o in node.inputs:
+            for i, o in enumerate(node.inputs):
                 if type(o) is not Value:
-                    text += f"\0{o!r}{'~' * o.type.weak}"
+                    text += f"\0{i} {o!r}{'~' * o.type.weak}"
             if len(node.outputs) > 1:
                 text += f"\0{len(node.outputs)}{template.targets}"
         return self._keys.setdefault(text, len(self._keys))
