@@ -37,12 +37,14 @@ class FunctionWriter(LoopWriter):
         super().__init__(module, graph, names, indent)
         self.pending: list[Pending] = []
         self._uses: dict[Value, int] = {}
+        self._plain: set[Node] = set()
         self._escaping: set[Value] = set()
         self._comment: tuple[str, str] = ("", "")
 
     # -- the walk ------------------------------------------------------------------------------
 
     def write(self, items: Sequence[Item]) -> None:
+        self._plain = {item for item in items if not isinstance(item, Loop)}
         self._count_uses(items)
         self.rank(items)
         for n, item in enumerate(items):
@@ -65,7 +67,7 @@ class FunctionWriter(LoopWriter):
                             uses[v] = uses.get(v, 0) + 2
             else:
                 weight = 2 if item.regions else 1
-                behind = condition(item) if item.op == "cond" else None
+                behind = self._condition(item)
                 part = module_part(item.scope)
                 for n, o in enumerate(item.inputs):
                     o = behind if behind is not None and n == 0 else o
@@ -90,10 +92,9 @@ class FunctionWriter(LoopWriter):
             if not any(v in self.kept for v in node.outputs):
                 return  # nobody reads it
         operands = list(node.inputs)
-        if node.op == "cond":
-            behind = condition(node)
-            if behind is not None:
-                operands[0] = behind
+        behind = self._condition(node)
+        if behind is not None:
+            operands[0] = behind
         template: Template = self.module.template(node)
         self._settle(node, template, operands)
         text = self.fill(template, operands)
@@ -103,6 +104,12 @@ class FunctionWriter(LoopWriter):
             return
         self.flush()
         self.assign(node, template, text)
+
+    def _condition(self, node: Node) -> Value | None:
+        """The boolean behind a cond's index, unless a loop made both: that hands on the index."""
+        index = node.inputs[0] if node.op == "cond" else None
+        plain = type(index) is Value and index.node in self._plain
+        return condition(node) if plain else None
 
     def _may_wait(self, node: Node, text: str) -> bool:
         return (
