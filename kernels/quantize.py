@@ -30,9 +30,7 @@ class QuantizeError(PrecirError, TypeError):
     """A tensor or a format that ``quantize`` does not take."""
 
 
-def quantize(
-    x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "current"
-) -> ScaledArray:
+def quantize(x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "current") -> ScaledArray:
     """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3 or E5M2.
 
     The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in

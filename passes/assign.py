@@ -72,7 +72,11 @@ class _Walk:
         self.gradients: set[Value] = set()
 
     def inputs(
-        self, graph: Graph, dtypes: Sequence[str], soft: Sequence[bool], gradients: Sequence[bool] | None
+        self,
+        graph: Graph,
+        dtypes: Sequence[str],
+        soft: Sequence[bool],
+        gradients: Sequence[bool] | None,
     ) -> None:
         for i, value in enumerate(graph.inputs):
             if dtypes[i] != value.type.dtype:
@@ -99,7 +103,9 @@ class _Walk:
             return any(v in self.gradients for v in values)
         return node.phase == BACKWARD
 
-    def node(self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]) -> None:
+    def node(
+        self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]
+    ) -> None:
         keeps = op_named(node.op).keeps
         if node.regions:
             self.regions(node)
@@ -163,7 +169,9 @@ class _Walk:
         if node.op == "convert_element_type" and _is_wide(node.outputs[0].type.dtype):
             for value in node.outputs:
                 self.assignment.result[value] = self.recipe.compute
-            self.assignment.compute[node] = "traced" if not _is_float(node.inputs[0].type.dtype) else self.recipe.compute
+            self.assignment.compute[node] = (
+                "traced" if not _is_float(node.inputs[0].type.dtype) else self.recipe.compute
+            )
         elif keeps is Keeps.OWN:
             self.settle(node, None)
         else:
@@ -171,7 +179,9 @@ class _Walk:
 
     # -- products ------------------------------------------------------------------------------
 
-    def product(self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]) -> None:
+    def product(
+        self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]
+    ) -> None:
         a, b = node.inputs
         if not (_is_float(a.type.dtype) and _is_float(b.type.dtype)):
             self.note(node, "not floating point")
@@ -191,10 +201,8 @@ class _Walk:
         if result != node.outputs[0].type.dtype:
             self.assignment.result[node.outputs[0]] = result
         operands = self._formats(a, b) if low else (dtype, dtype)
-        if low and operands[1] == self.recipe.forward and operands[0] == operands[1]:
-            reason = f"recipe {self.recipe.name}" if not self._both_gradients(a, b) else (
-                f"both operands are gradients: {operands[1]} for one, which no hardware multiplies otherwise"
-            )
+        if low and a in self.gradients and b in self.gradients:
+            reason = "both operands are gradients, and E5M2 x E5M2 has no hardware path"
         self.assignment.products.append(Product(node, low, operands, result, reason))
 
     def _choose(self, node: Node, override: str | None) -> tuple[bool, str | None, str]:
@@ -202,7 +210,11 @@ class _Walk:
         traced = node.outputs[0].type.dtype
         if override is not None:
             return False, override, f"{override} by override at {node.scope}"
-        if not _is_wide(node.inputs[0].type.dtype) and traced in ("float16", "bfloat16") and recipe.forward is None:
+        if (
+            not _is_wide(node.inputs[0].type.dtype)
+            and traced in ("float16", "bfloat16")
+            and recipe.forward is None
+        ):
             return False, None, f"written in {traced} by the user"
         if recipe.mode == KEEP:
             return False, None, f"recipe {recipe.name} changes nothing"
@@ -223,21 +235,22 @@ class _Walk:
             return False, recipe.last_product, reason
         return True, recipe.compute, f"recipe {recipe.name}"
 
-    def _both_gradients(self, a: Operand, b: Operand) -> bool:
-        return a in self.gradients and b in self.gradients
-
     def _formats(self, a: Operand, b: Operand) -> tuple[str, str]:
         forward, gradient = self.recipe.forward, self.recipe.gradient
-        assert forward is not None and gradient is not None
+        assert forward is not None
+        assert gradient is not None
         first = gradient if a in self.gradients else forward
         second = gradient if b in self.gradients else forward
         if first == second == "float8_e5m2":
             second = forward  # E5M2 times E5M2 has no hardware path
         return first, second
 
-    def _only_wide_readers(self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]) -> bool:
+    def _only_wide_readers(
+        self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]
+    ) -> bool:
         """Whether all that reads a product, through whatever only moves it, computes in the wide
-        dtype anyway: rounding the float32 sum to 16 bits would then only lose digits."""
+        dtype anyway: rounding the float32 sum to 16 bits would then only lose digits.
+        """
         waiting, seen = list(node.outputs), False
         while waiting:
             value = waiting.pop()
@@ -250,7 +263,11 @@ class _Walk:
                     return False
                 if keeps is Keeps.MOVE and reader.phase != UPDATE:
                     waiting.extend(reader.outputs)
-                elif keeps is not Keeps.WIDE and reader.phase != UPDATE and reader not in self.tail.loss:
+                elif (
+                    keeps is not Keeps.WIDE
+                    and reader.phase != UPDATE
+                    and reader not in self.tail.loss
+                ):
                     return False
         return seen
 
@@ -269,7 +286,8 @@ class _Walk:
 
     def regions(self, node: Node) -> None:
         """Sub-programs see their operands in the formats these have, except carried values and
-        what a primitive of no known form holds, which stay as traced."""
+        what a primitive of no known form holds, which stay as traced.
+        """
         operands_of = region_operands(node)
         if operands_of is None:
             self.assignment.compute[node] = "traced"
@@ -296,7 +314,7 @@ class _Walk:
         self.outputs(node)
 
     def outputs(self, node: Node) -> None:
-        """What comes out as the sub-program made it: stacked outputs of a scan, results of remat."""
+        """Results in the dtype the sub-program made them in: stacks of a scan, results of remat."""
         for i, value in enumerate(node.outputs):
             if i in fixed_outputs(node):
                 continue

@@ -10,7 +10,11 @@ import numpy as np
 from precir.ir import Graph, Literal, Node, Operand, Type, Value
 from precir.ops import Keeps, op_named
 from precir.passes.assign import (
-    Assignment, Product, fixed_inputs, fixed_outputs, region_operands,
+    Assignment,
+    Product,
+    fixed_inputs,
+    fixed_outputs,
+    region_operands,
 )  # fmt: skip
 from precir.recipe import Recipe
 
@@ -29,7 +33,12 @@ class _Rewriter:
     def __init__(
         self, graph: Graph, assignment: Assignment, products: dict[Node, Product], recipe: Recipe
     ) -> None:
-        self.graph, self.assignment, self.products, self.recipe = graph, assignment, products, recipe
+        self.graph, self.assignment, self.products, self.recipe = (
+            graph,
+            assignment,
+            products,
+            recipe,
+        )
         self.nodes: list[Node] = []
         self.versions: dict[Value, dict[str, Operand]] = {}
 
@@ -70,7 +79,9 @@ class _Rewriter:
         versions = self.versions[operand]
         if dtype not in versions:
             source = next(iter(versions.values()))
-            versions[dtype] = self.add("cast", [source], _retyped(source.type, dtype), {"dtype": dtype}, reader, operand)
+            versions[dtype] = self.add(
+                "cast", [source], _retyped(source.type, dtype), {"dtype": dtype}, reader, operand
+            )
         return versions[dtype]
 
     def quantized(self, operand: Operand, dtype: str, reader: Node) -> Operand:
@@ -86,7 +97,13 @@ class _Rewriter:
         return versions[key]
 
     def add(
-        self, op: str, inputs: list[Operand], kind: Type, params: dict[str, Any], reader: Node | None, made: Value
+        self,
+        op: str,
+        inputs: list[Operand],
+        kind: Type,
+        params: dict[str, Any],
+        reader: Node | None,
+        made: Value,
     ) -> Operand:
         """A node of ours, at the place of the node that reads it first."""
         place = reader or made.node
@@ -169,7 +186,9 @@ class _Rewriter:
             return
         fixed = fixed_inputs(node)
         inputs = [
-            self.read(o, o.type.dtype, node) if keep or isinstance(o, Literal) else self.natural_plain(o, node)
+            self.read(o, o.type.dtype, node)
+            if keep or isinstance(o, Literal)
+            else self.natural_plain(o, node)
             for o, keep in zip(node.inputs, fixed, strict=True)
         ]
         regions = []

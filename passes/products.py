@@ -40,7 +40,8 @@ def _contracts(node: Node) -> bool:
 
 def find_tail(graph: Graph) -> Tail:
     """The nodes between the last products and the loss, and between the loss and the first
-    backward products."""
+    backward products.
+    """
     tail = Tail()
     _reaching(graph, [_OUTPUT] * len(graph.outputs), tail)
     _depending(graph, [False] * len(graph.inputs), tail)
@@ -114,7 +115,8 @@ def _through(node: Node, reached: list[int], tail: Tail) -> list[int]:
 
 def _loop_body(node: Node) -> tuple[Graph, int, int]:
     """A loop's body, how many operands of the node come before those of the body, and how many
-    values it carries."""
+    values it carries.
+    """
     if node.op == "scan":
         return node.regions[0], 0, node.params["num_carry"]
     return node.regions[1], node.params["cond_nconsts"], len(node.outputs)

@@ -110,7 +110,7 @@ def _receive(body: Graph, reads: Mapping[int, _Handed]) -> Graph:
     for i in reads:
         users = body.users[inputs[i]]
         new = Value(users[0].outputs[0].type, hint=inputs[i].hint)
-        quantized.update({u: new for u in users})
+        quantized.update(dict.fromkeys(users, new))
         inputs[i] = new
     for node in body:
         if node in quantized:

@@ -15,7 +15,8 @@ _CALLS = ("custom_jvp_call", "custom_vjp_call")
 def simplify(graph: Graph) -> Graph:
     """Inline custom-rule calls (JAX has applied their rules wherever the program is
     differentiated), fold scalar arithmetic on whole numbers, compute the same thing once within
-    a module, and drop nodes without side effects that no output depends on."""
+    a module, and drop nodes without side effects that no output depends on.
+    """
 
     def here(g: Graph) -> Graph:
         return drop_dead(share_common(fold_integers(inline_calls(g))))

@@ -28,8 +28,12 @@ class Compiled:
         self._fn = fn
         self._options = options
         self.recipe = recipe
-        self._static = {k: options[k] for k in ("static_argnums", "static_argnames") if k in options}
-        self._donated = {k: options[k] for k in ("donate_argnums", "donate_argnames") if k in options}
+        self._static = {
+            k: options[k] for k in ("static_argnums", "static_argnames") if k in options
+        }
+        self._donated = {
+            k: options[k] for k in ("donate_argnums", "donate_argnames") if k in options
+        }
         self._programs: dict[Any, tuple[Any, Program]] = {}
         self._inner: Any = jax.jit(fn, **self._static)
 
@@ -51,7 +55,8 @@ class Compiled:
         return self if instance is None else functools.partial(self, instance)
 
     def __repr__(self) -> str:
-        return f"<precir.compile of {getattr(self._fn, '__name__', self._fn)}, recipe {self.recipe.name}>"
+        name = getattr(self._fn, "__name__", self._fn)
+        return f"<precir.compile of {name}, recipe {self.recipe.name}>"
 
     # -- as jax.jit has them -------------------------------------------------------------------
 
@@ -77,7 +82,8 @@ class Compiled:
 
     def program(self, *args: Any, **kwargs: Any) -> Program:
         """The `Program` for arguments like these: its graphs after each pass, its formats, its
-        emitted module. Arguments may be arrays or `jax.ShapeDtypeStruct`s."""
+        emitted module. Arguments may be arrays or `jax.ShapeDtypeStruct`s.
+        """
         return self._program(self._inner.trace(*args, **kwargs))
 
     def _program(self, traced: Any) -> Program:
@@ -102,13 +108,15 @@ class Compiled:
 
     def save(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """Write the emitted module for arguments like these; large constants go to an `.npz`
-        beside it. It imports nothing of the original program."""
+        beside it. It imports nothing of the original program.
+        """
         save_module(self.program(*args, **kwargs).emitted, path)
 
     def save_with_gradient(self, path: str | Path, *args: Any, **kwargs: Any) -> None:
         """Write one module for this function and its gradient, compiled together: a
         `jax.custom_vjp` with respect to every floating-point argument. For a model function whose
-        emitted code is to be differentiated where precir is not."""
+        emitted code is to be differentiated where precir is not.
+        """
         program = self.program(*args, **kwargs)
         dynamic, named = self._dynamic(args, kwargs)
         save_module(emit_pair(self._fn_of_dynamic(args, kwargs), program, dynamic, named), path)
@@ -182,7 +190,9 @@ class Compiled:
         static = self._static_positions()
         return position in static or position - count in static
 
-    def _dynamic(self, args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+    def _dynamic(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
         names = self._static_names()
         kept = [a for i, a in enumerate(args) if not self._is_static(i, len(args))]
         return kept, {k: v for k, v in kwargs.items() if k not in names}
@@ -243,9 +253,8 @@ class _naming_user_lines:
                 source = self.program.emitted.sources.get(traceback.tb_lineno)
                 if source is not None and source.where is not None:
                     where = source.where
-                    error.add_note(
-                        f"in code that precir emitted for {where.file}:{where.line} ({where.function})"
-                    )
+                    place = f"{where.file}:{where.line} ({where.function})"
+                    error.add_note(f"in code that precir emitted for {place}")
             traceback = traceback.tb_next
 
 

@@ -44,7 +44,9 @@ class Value:
 
     __slots__ = ("hint", "index", "node", "type")
 
-    def __init__(self, type: Type, node: Node | None = None, index: int = 0, hint: str = "") -> None:
+    def __init__(
+        self, type: Type, node: Node | None = None, index: int = 0, hint: str = ""
+    ) -> None:
         self.type = type
         self.node = node
         self.index = index
@@ -56,7 +58,7 @@ class Value:
 
 
 class Literal:
-    """A scalar constant operand: a Python bool, int, float or complex, exactly as `type` holds it."""
+    """A scalar constant operand: a Python number, exactly as `type` holds it."""
 
     __slots__ = ("_key", "type", "value")
 
@@ -92,7 +94,17 @@ class Node:
       phase: FORWARD, BACKWARD or UPDATE.
     """
 
-    __slots__ = ("effects", "inputs", "op", "outputs", "params", "phase", "regions", "scope", "source")
+    __slots__ = (
+        "effects",
+        "inputs",
+        "op",
+        "outputs",
+        "params",
+        "phase",
+        "regions",
+        "scope",
+        "source",
+    )
 
     def __init__(
         self,
@@ -153,7 +165,10 @@ class Region:
         self.index, self.closed = index, closed
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Region) and (self.index, self.closed) == (other.index, other.closed)
+        return isinstance(other, Region) and (self.index, self.closed) == (
+            other.index,
+            other.closed,
+        )
 
     def __hash__(self) -> int:
         return hash((self.index, self.closed))

@@ -137,7 +137,9 @@ def recipe(name: str | Recipe) -> Recipe:
         return found
     known = ", ".join(sorted({*RECIPES, *_ALIASES}))
     if name in _NOT_YET:
-        raise RecipeError(f"the recipe {name!r} is not built yet", fix=f"{_NOT_YET[name]}; known: {known}")
+        raise RecipeError(
+            f"the recipe {name!r} is not built yet", fix=f"{_NOT_YET[name]}; known: {known}"
+        )
     close = get_close_matches(name, [*RECIPES, *_ALIASES], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     raise RecipeError(f"there is no recipe {name!r}", fix=f"{hint}known: {known}")

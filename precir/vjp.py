@@ -61,7 +61,9 @@ def differentiable(
         return call(args, kwargs)
 
     def forward(*primals: Any) -> tuple[Any, Residuals]:
-        moving = {i for i, p in zip(used, primals, strict=True) if p.perturbed and _inexact(p.value)}
+        moving = {
+            i for i, p in zip(used, primals, strict=True) if p.perturbed and _inexact(p.value)
+        }
         values = complete([p.value for p in primals])
         perturbed = tuple(i in moving for i in range(len(values)))
         pair = pairs.get(perturbed)
@@ -72,7 +74,9 @@ def differentiable(
 
     def backward(residuals: Residuals, cotangents: Any) -> tuple[Any, ...]:
         pair = residuals.pair
-        kept = [c for c, float_ in zip(_zeros(cotangents), pair.float_outputs, strict=True) if float_]
+        kept = [
+            c for c, float_ in zip(_zeros(cotangents), pair.float_outputs, strict=True) if float_
+        ]
         made = iter(_once(pair, pair.backward)(residuals.leaves, kept))
         gradients = [next(made) if p else None for p in pair.perturbed]
         return tuple(gradients[i] for i in used)
@@ -93,7 +97,8 @@ def _read_inputs(graph: Graph) -> set[Operand]:
 
 def _once(pair: Pair, half: Callable[..., Any]) -> Callable[..., Any]:
     """Half of a pair, refusing to be differentiated where that would be silently wrong: the
-    emitted code no longer has the user's custom rules, and rounding has no slope."""
+    emitted code no longer has the user's custom rules, and rounding has no slope.
+    """
     if pair.exact:
         return half
 
@@ -127,7 +132,9 @@ def second_derivative() -> DerivativeError:
 
 
 def _inexact(x: Any) -> bool:
-    return bool(jax.numpy.issubdtype(jax.numpy.result_type(x), np.inexact)) if _is_number(x) else False
+    return (
+        bool(jax.numpy.issubdtype(jax.numpy.result_type(x), np.inexact)) if _is_number(x) else False
+    )
 
 
 def _is_number(x: Any) -> bool:
@@ -241,7 +248,8 @@ def _trace(
     fn: Call, tree: Any, values: Sequence[Any], perturbed: Sequence[bool]
 ) -> tuple[Graph, Graph, tuple[bool, ...]]:
     """Graphs of `jax.vjp`'s two halves: (leaves -> outputs + residuals), (residuals + cotangents
-    of floating outputs -> gradients)."""
+    of floating outputs -> gradients).
+    """
     moving = [i for i, p in enumerate(perturbed) if p]
     held: dict[str, Any] = {}
 
@@ -281,9 +289,7 @@ def _trace(
     shapes = jax.tree.leaves(traced.out_info)
     residuals = [_abstract(s) for s in shapes[len(outputs) :]]
     abstract: Any = jax.ShapeDtypeStruct
-    cotangents = [
-        abstract(s, d) for (s, d), f in zip(outputs, floating, strict=True) if f
-    ]
+    cotangents = [abstract(s, d) for (s, d), f in zip(outputs, floating, strict=True) if f]
     traced_back = jax.jit(backward).trace(residuals, cotangents)
     second, captured = lower_jaxpr(traced_back.jaxpr, name="backward", labels=None, phase=BACKWARD)
     if captured:
@@ -309,7 +315,8 @@ class _Joint:
 
 def _join(first: Graph, second: Graph, floating: tuple[bool, ...]) -> _Joint:
     """One graph of both halves: inputs are the leaves and the cotangents, outputs the results
-    and the gradients."""
+    and the gradients.
+    """
     outputs = len(floating)
     residuals = first.outputs[outputs:]
     env: dict[Value, Operand] = dict(zip(second.inputs[: len(residuals)], residuals, strict=True))
@@ -331,16 +338,24 @@ def _join(first: Graph, second: Graph, floating: tuple[bool, ...]) -> _Joint:
     gradients = [env.get(o, o) if isinstance(o, Value) else o for o in second.outputs]
     constants = {**first.constants, **{names[k]: v for k, v in second.constants.items()}}
     graph = Graph(
-        "joint", (*first.inputs, *cotangents), tuple(nodes), (*first.outputs[:outputs], *gradients), constants
+        "joint",
+        (*first.inputs, *cotangents),
+        tuple(nodes),
+        (*first.outputs[:outputs], *gradients),
+        constants,
     )
     return _Joint(graph, outputs, tuple(cotangents), floating)
 
 
 def _cut(graph: Graph, joint: _Joint) -> tuple[Graph, Graph, int]:
     """Split at the cotangents: what depends on one runs backward, the rest forward. Values made
-    forward and read backward are the residuals, in whatever format the passes gave them."""
+    forward and read backward are the residuals, in whatever format the passes gave them.
+    """
     count = len(joint.cotangents)
-    leaves, cotangents = graph.inputs[: len(graph.inputs) - count], graph.inputs[len(graph.inputs) - count :]
+    leaves, cotangents = (
+        graph.inputs[: len(graph.inputs) - count],
+        graph.inputs[len(graph.inputs) - count :],
+    )
     behind: set[Value] = set(cotangents)
     first: list[Node] = []
     second: list[Node] = []
@@ -390,5 +405,8 @@ def _renamed(
         made.append(new)
     results = tuple(env.get(o, o) if isinstance(o, Value) else o for o in outputs)
     return graph.with_(
-        name="backward", inputs=(*received.values(), *cotangents), nodes=tuple(made), outputs=results
+        name="backward",
+        inputs=(*received.values(), *cotangents),
+        nodes=tuple(made),
+        outputs=results,
     )
