@@ -40,7 +40,7 @@ rounded.defvjp(lambda x: (rounded(x), None), lambda _, g: (3 * g,))
 def test_decorator() -> None:
     @precir.compile
     def plain(x):
-        "Doubles."
+        """Doubles."""
         return 2 * x
 
     @precir.compile(recipe="float32", static_argnames="n")
@@ -78,9 +78,7 @@ def test_static_in_the_middle_and_donated() -> None:
     for name in ("sin", "cos"):
         a, b = jnp.asarray(X), jnp.asarray(X)
         args = (name, X, np.float32(3))
-        assert_bit_identical(
-            mine({"a": a}, *args, sign=-1), theirs({"a": b}, *args, sign=-1)
-        )
+        assert_bit_identical(mine({"a": a}, *args, sign=-1), theirs({"a": b}, *args, sign=-1))
         assert a.is_deleted()
         assert b.is_deleted()
 
@@ -242,12 +240,10 @@ TRANSFORMED = {
     "vmap of grad": lambda f: (
         lambda x: jax.vmap(jax.grad(lambda x: jnp.sum(f(x))))(jnp.stack([x, 2 * x]))
     ),
-    "grad of vmap": lambda f: (
-        jax.grad(lambda x: jnp.sum(jax.vmap(f)(jnp.stack([x, 2 * x]))))
-    ),
+    "grad of vmap": lambda f: jax.grad(lambda x: jnp.sum(jax.vmap(f)(jnp.stack([x, 2 * x])))),
     "scan": lambda f: lambda x: jax.lax.scan(lambda c, _: (f(c), c), x, None, length=3),
-    "grad of scan": lambda f: (
-        jax.grad(lambda x: jnp.sum(jax.lax.scan(lambda c, _: (f(c), None), x, None, length=3)[0]))
+    "grad of scan": lambda f: jax.grad(
+        lambda x: jnp.sum(jax.lax.scan(lambda c, _: (f(c), None), x, None, length=3)[0])
     ),
     "while": lambda f: lambda x: jax.lax.fori_loop(0, jnp.int32(3), lambda i, c: f(c), x),
     "cond": lambda f: lambda x: jax.lax.cond(x[0] < 0, f, lambda x: x, x),
@@ -370,12 +366,11 @@ def test_further_derivatives(name: str, around: str, outer: Any) -> None:
     derive = BEYOND[around]
     try:
         mine = outer(derive(precir.compile(f)))(X)
-    except DerivativeError as error:
-        assert "precir.compile" in str(error)  # the way out
     except TypeError as error:
-        # JAX refuses by itself, and only when the call is long over.
-        assert "custom_vjp" in str(error)
-        assert around == "linearize" or outer is jax.jit
+        # JAX refuses by itself, in its own words, only where the call is long over.
+        late = around == "linearize" or outer is jax.jit
+        ours = isinstance(error, DerivativeError) and "precir.compile" in str(error)
+        assert ours or (late and "custom_vjp" in str(error))  # noqa: PT017
     else:
         np.testing.assert_allclose(mine, outer(derive(jax.jit(f)))(X), rtol=1e-5, atol=1e-5)
 
