@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import numpy as np
 
 from precir.errors import EmitError
 from precir.ir import Node, Region
@@ -42,6 +43,8 @@ def _parameter(node: Node, value: object, w: Writer) -> str:
     if isinstance(value, Region):
         made = jaxpr_source(node.regions[value.index], w)
         return made if value.closed else f"{made}.jaxpr"
+    if isinstance(value, np.dtype):  # a primitive takes nothing that only stands for one
+        return f"{w.use('numpy')}.dtype({value.name!r})"
     try:
         return source(value, w)
     except Opaque as opaque:
