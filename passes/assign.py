@@ -188,17 +188,21 @@ class _Walk:
             return
         override = self.recipe.override(node.scope)
         low, dtype, reason = self._choose(node, override)
+        traced = node.outputs[0].type.dtype
+        if not low and not (_is_wide(a.type.dtype) and _is_wide(b.type.dtype)):
+            written = b.type.dtype if _is_wide(a.type.dtype) else a.type.dtype
+            dtype, reason = None, f"written in {written} by the user"
         if dtype is None:
             self.settle(node, None)
             self.note(node, reason)
             return
-        result = dtype
-        if low and self._only_wide_readers(node, users, outputs):
+        result = dtype if _is_wide(traced) else traced
+        if low and _is_wide(traced) and self._only_wide_readers(node, users, outputs):
             # Accumulated in float32 anyway: nothing is gained by rounding. Not for plain 16-bit
             # products, whose float32 result XLA:CPU cannot always compute (DotThunk).
             result = self.recipe.wide
         self.assignment.compute[node] = dtype
-        if result != node.outputs[0].type.dtype:
+        if result != traced:
             self.assignment.result[node.outputs[0]] = result
         operands = self._formats(a, b) if low else (dtype, dtype)
         if low and a in self.gradients and b in self.gradients:
@@ -207,15 +211,8 @@ class _Walk:
 
     def _choose(self, node: Node, override: str | None) -> tuple[bool, str | None, str]:
         recipe = self.recipe
-        traced = node.outputs[0].type.dtype
         if override is not None:
             return False, override, f"{override} by override at {node.scope}"
-        if (
-            not _is_wide(node.inputs[0].type.dtype)
-            and traced in ("float16", "bfloat16")
-            and recipe.forward is None
-        ):
-            return False, None, f"written in {traced} by the user"
         if recipe.mode == KEEP:
             return False, None, f"recipe {recipe.name} changes nothing"
         if recipe.mode == TRUE:

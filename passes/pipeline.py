@@ -11,6 +11,7 @@ from precir.passes.casts import insert_casts
 from precir.passes.residuals import share_residuals
 from precir.passes.simplify import simplify
 from precir.recipe import Recipe
+from precir.verify import verify
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Stage:
 
 
 Pass = Callable[[State], State]
+
+verifying = False  # whether every pass's result is verified: always in the tests
 
 
 def _simplify(state: State) -> State:
@@ -61,7 +64,11 @@ def run_passes(graph: Graph, recipe: Recipe) -> tuple[State, list[Stage]]:
     """Run every pass; returns the last state and the program after each pass, lowering first."""
     state = State(graph, recipe, Assignment())
     stages = [Stage("lower", graph)]
+    if verifying:
+        verify(graph, after="lower")
     for name, run in PASSES:
         state = run(state)
+        if verifying:
+            verify(state.graph, after=name)
         stages.append(Stage(name, state.graph))
     return state, stages

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from hypothesis import settings
 
 # Both are read when JAX first starts, so they are set here, before any test imports it.
@@ -14,3 +15,11 @@ os.environ["XLA_FLAGS"] = " ".join(
 settings.register_profile("default", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("ci" if "CI" in os.environ else "default")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _verify_between_passes():
+    """Every graph that a pass makes in a test is verified."""
+    from precir.passes import pipeline
+
+    pipeline.verifying = True
