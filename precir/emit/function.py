@@ -11,7 +11,6 @@ from precir.emit.names import Names, module_part, noun
 from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
 from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
-from precir.ops import OPS
 from precir.ops.control import condition
 from precir.ops.writing import ATOM, Hole, Template, literal_source
 from precir.source import NOWHERE, Source
@@ -39,7 +38,6 @@ class FunctionWriter(LoopWriter):
         self._uses: dict[Value, int] = {}
         self._plain: set[Node] = set()
         self._escaping: set[Value] = set()
-        self._comment: tuple[str, str] = ("", "")
 
     # -- the walk ------------------------------------------------------------------------------
 
@@ -57,7 +55,8 @@ class FunctionWriter(LoopWriter):
 
     def _count_uses(self, items: Sequence[Item]) -> None:
         """How often each value is read by a plain node; anything else counts twice. Notes which
-        values another module reads: those are worth its name."""
+        values another module reads: those are worth its name.
+        """
         uses = self._uses
         for item in items:
             if isinstance(item, Loop):
@@ -208,10 +207,10 @@ class FunctionWriter(LoopWriter):
     def line(self, text: str, node: Node | None = None) -> None:
         source = node.source if node is not None else NOWHERE
         if node is not None and self.module.comments:
-            where = str(source) if source.where else self._comment[1]
+            where = str(source) if source.where else self.comment[1]
             place = (self.shown_scope(node.scope), where)
-            if place != self._comment and (place[0] or place[1]):
-                self._comment = place
+            if place != self.comment and (place[0] or place[1]):
+                self.comment = place
                 shown = ", ".join(p for p in place if p)
                 self.lines.append((f"{'    ' * self.indent}# {shown}", source))
         self.lines.append(("    " * self.indent + text, source))

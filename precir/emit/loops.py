@@ -11,7 +11,7 @@ from precir.emit.names import Names, identifier, module_part, noun
 from precir.emit.paths import Family, Leaves, family
 from precir.emit.plan import Item, Loop, Port
 from precir.emit.sequences import Home, indices, parts
-from precir.ir import BACKWARD, Graph, Node, Operand, Value
+from precir.ir import BACKWARD, UPDATE, Graph, Node, Operand, Value
 from precir.ops.writing import ATOM
 from precir.source import Source
 
@@ -49,6 +49,7 @@ class LoopWriter:
         self.homes: dict[Value, Home] = {}
         self.kept: set[Value] = set()
         self.graph_scope = ""
+        self.comment: tuple[str, str] = ("", "")  # scope and line of the last comment
         self.result_names: dict[Operand, str] = {}
         self._lists: dict[tuple[Operand, ...], str] = {}
         self._rank: dict[Value, int] = {}
@@ -92,18 +93,24 @@ class LoopWriter:
         key = tuple(values)
         if key in self._lists:
             return self._lists[key]
-        items = parts(values, self.leaves, self.homes)
-        if len(items) == 1 and isinstance(items[0], str):
-            text = items[0][1:]
-        else:
-            shown = [i if isinstance(i, str) else self.ref(values[i]) for i in items]
-            text = "[" + ", ".join(shown) + "]"
+        items = self.items(values)
+        first = items[0] if items else ""
+        text = first[1:] if len(items) == 1 and first.startswith("*") else f"[{', '.join(items)}]"
         if len(text) > 12 and hint and not text.isidentifier():
             name = self.names.fresh(_list_name(text, values, hint))
-            self.line(f"{name} = {text}")
+            if len(items) > 1 and first.startswith("*["):
+                self.line(f"{name} = {first[1:]}")
+                self.line(f"{name} += [{', '.join(items[1:])}]")
+            else:
+                self.line(f"{name} = {text}")
             text = name
         self._lists[key] = text
         return text
+
+    def items(self, values: Sequence[Operand]) -> list[str]:
+        """What goes between the brackets of a list or tuple of `values`."""
+        found = parts(values, self.leaves, self.homes)
+        return [i if isinstance(i, str) else self.ref(values[i]) for i in found]
 
     # -- a loop --------------------------------------------------------------------------------
 
@@ -119,7 +126,10 @@ class LoopWriter:
             for key, members in bundles.items()
         }
         collect = {key: self.names.fresh(self._bundle_name(loop, base, ms)) for key, ms in bundles.items()}
-        placed = numbers is not None and sorted(numbers) == list(range(loop.count)) and list(numbers) != list(range(loop.count))
+        in_order = numbers == tuple(range(loop.count))
+        several = as_function and len(singles) + len(collect) > 1
+        permuted = numbers is not None and sorted(numbers) == list(range(loop.count))
+        placed = permuted and (several or not in_order)
         for argument in merged:
             if argument.kind == "carried":
                 port = loop.ports[argument.members[0][0]]
@@ -152,7 +162,8 @@ class LoopWriter:
 
     def _bundle_name(self, loop: Loop, base: str, members: list[int]) -> str:
         """What a list of results is called: after the result it becomes part of (`new_mu`), else
-        after what one result is, or the block's gradients or what it saves for them."""
+        after what one result is, or the block's gradients or what it saves for them.
+        """
         returned = {self.result_names.get(loop.results[members[0]].values[0], "")}
         if len(members) == 1 and "" not in returned:
             return f"new_{returned.pop()}"
@@ -163,7 +174,8 @@ class LoopWriter:
 
     def _results(self, loop: Loop) -> tuple[list[int], dict[tuple[int, ...], list[int]]]:
         """Results kept one by one (carried, or the last copy's), and those collected in lists,
-        grouped by the loops that read them and in the order in which they are read."""
+        grouped by the loops that read them and in the order in which they are read.
+        """
         singles = [n for n, r in enumerate(loop.results) if r.carried or (r.last and not r.collected)]
         bundles: dict[tuple[int, ...], list[int]] = {}
         for n, result in enumerate(loop.results):
@@ -273,7 +285,9 @@ class LoopWriter:
                 else:
                     body.env[value] = (text, ATOM)
         body.kept = set(o for o in loop.body.outputs if type(o) is Value)
+        body.comment = self.comment
         body.write(self.module.items(loop.body))
+        self.comment = body.comment
         if plain and lists and self._comprehension(loop, body, singles, bundles, collect):
             return
         self.lines.extend(body.lines)
@@ -324,9 +338,10 @@ _CHUNK = 7  # results that fit on one line
 
 
 def _chunked(loop: Loop, members: list[int]) -> list[list[int]]:
-    """What a forward block saves, by the module that made it, a line each; what a backward block
-    makes stays in one row, which the optimizer's loops walk."""
-    if len(members) <= _CHUNK or any(n.phase == BACKWARD for n in loop.body.nodes):
+    """What a forward block saves, by the module that made it, a line each; what a block of the
+    backward program or of the update makes stays in one row, which the optimizer's loops walk.
+    """
+    if len(members) <= _CHUNK or any(n.phase in (BACKWARD, UPDATE) for n in loop.body.nodes):
         return [members]
     by_module: dict[str, list[int]] = {}
     for r in members:
@@ -411,7 +426,8 @@ def _common_scope(scopes: Sequence[str]) -> str:
 
 def port_name(loop: Loop, p: int, module: Any) -> str:
     """What a body calls one of its inputs: as its maker does, as the argument it comes from, or
-    after the op that makes it."""
+    after the op that makes it.
+    """
     value, source = loop.body.inputs[p], loop.ports[p].values[0]
     known = module.local_names.get(source) if type(source) is Value else None
     if known is not None:

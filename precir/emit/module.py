@@ -164,10 +164,12 @@ class ModuleWriter:
                 self.local_names.update(dict.fromkeys(result.values, text))
         returned = [writer.ref(loop.body.outputs[r]) for r in singles]
         for chunks in bundles:
-            groups = [[writer.ref(loop.body.outputs[r]) for r in chunk] for chunk in chunks]
+            groups = [writer.items([loop.body.outputs[r] for r in chunk]) for chunk in chunks]
             if len(groups) == 1:
                 inner = groups[0]
-                returned.append(inner[0] if len(inner) == 1 else f"({', '.join(inner)})")
+                comma = "," if len(inner) == 1 else ""
+                alone = len(chunks[0]) == 1
+                returned.append(inner[0] if alone else f"({', '.join(inner)}{comma})")
                 continue
             made = []
             for chunk, inner in zip(chunks, groups, strict=True):

@@ -13,7 +13,8 @@ from precir.ir import Operand, Value
 class Home:
     """Where a collected loop result is kept: `bundle[index]` and from there `reach`, as `[2]`,
     or `[1][0]` in a bundle of groups, or nothing in a bundle of one. `shape` is the number of
-    elements, or those of each group."""
+    elements, or those of each group.
+    """
 
     bundle: str
     shape: tuple[int, ...]
@@ -25,13 +26,24 @@ class Home:
     def size(self) -> int:
         return sum(self.shape)
 
+    @property
+    def group(self) -> str:
+        """`reach` up to its last step."""
+        return self.reach[: self.reach.rfind("[")] if self.reach else ""
+
+    @property
+    def element(self) -> int:
+        """The last step of `reach`."""
+        return int(self.reach[self.reach.rfind("[") + 1 : -1]) if self.reach else 0
+
     def __str__(self) -> str:
         return f"{self.bundle}[{self.index}]{self.reach}"
 
 
 def indices(numbers: Sequence[int]) -> str | None:
     """An iterable that yields `numbers`: a range, its reverse, or a range in string order (the
-    order in which JAX flattens a dict of `h_0`, `h_1`, ..., `h_10`)."""
+    order in which JAX flattens a dict of `h_0`, `h_1`, ..., `h_10`).
+    """
     count, first = len(numbers), min(numbers)
     ascending = list(range(first, first + count))
     span = f"range({count})" if first == 0 else f"range({first}, {first + count})"
@@ -65,27 +77,39 @@ def flattened(homes: Sequence[Home]) -> tuple[str, int] | None:
     if over is None:
         return None
     first, length = homes[0], len(numbers) * width
-    if len({b for b, _ in pattern}) > 1:
-        inner = ", ".join(f"{h.bundle}[i]{h.reach}" for h in homes[:width])
-        return f"*[leaf for i in {over} for leaf in ({inner})]", length
-    reaches = [r for _, r in pattern]
-    bundle = first.bundle
-    whole = numbers == list(range(first.count))
-    item = "group" if whole else f"{bundle}[i]"
+    whole = numbers == list(range(first.count)) and len({b for b, _ in pattern}) == 1
+    head = f"for group in {first.bundle}" if whole else f"for i in {over}"
     if whole and first.size == 1:
-        return f"*{bundle}", length
-    head = f"for group in {bundle}" if whole else f"for i in {over}"
-    if first.size == 1:
-        return f"*[{item} {head}]", length
-    if width == 1:
-        return f"*[{item}{reaches[0]} {head}]", length
-    everything = [f"[{e}]" for e in range(first.size)]
-    if reaches == everything:
-        return f"*[leaf {head} for leaf in {item}]", length
-    if len(first.shape) == 1 and reaches == everything[(at := everything.index(reaches[0])) :][:width]:
-        return f"*[leaf {head} for leaf in {item}[{at}:{at + width}]]", length
-    picked = ", ".join(f"{item}{r}" for r in reaches)
-    return f"*[leaf {head} for leaf in ({picked})]", length
+        return f"*{first.bundle}", length
+    shown = _side_by_side(homes[:width], whole)
+    if len(shown) > 1:
+        return f"*[leaf {head} for leaf in ({', '.join(shown)})]", length
+    if shown[0].startswith("*"):
+        return f"*[leaf {head} for leaf in {shown[0][1:]}]", length
+    return f"*[{shown[0]} {head}]", length
+
+
+def _side_by_side(homes: Sequence[Home], whole: bool) -> list[str]:
+    """The results of one iteration, those kept side by side as one starred slice."""
+    shown = []
+    at = 0
+    while at < len(homes):
+        home, stop = homes[at], at + 1
+        prefix, element = home.group, home.element
+        while stop < len(homes) and (homes[stop].bundle, homes[stop].group, homes[stop].element) == (
+            home.bundle, prefix, element + stop - at,
+        ):  # fmt: skip
+            stop += 1
+        item = "group" if whole else f"{home.bundle}[i]"
+        size = home.shape[int(prefix[1:-1]) if prefix else 0]
+        if stop - at == 1:
+            shown.append(f"{item}{home.reach}")
+        elif stop - at == size:
+            shown.append(f"*{item}{prefix}")
+        else:
+            shown.append(f"*{item}{prefix}[{element}:{element + stop - at}]")
+        at = stop
+    return shown
 
 
 def parts(values: Sequence[Operand], leaves: Leaves, homes: dict[Value, Home]) -> list[str | int]:
