@@ -61,11 +61,19 @@ def test_learns(program: Program) -> None:
 
 def test_bits_of_special_values() -> None:
     nan, payload = np.array([0x7FC00000, 0x7FC00001], np.uint32).view(np.float32)
-    assert_bit_identical({"x": nan, "key": jax.random.key(0)},
-                         {"x": payload, "key": jax.random.key(0)})
+    assert_bit_identical(
+        {"x": nan, "key": jax.random.key(0)}, {"x": payload, "key": jax.random.key(0)}
+    )
     assert_bit_identical(jnp.array([1 + 2j, nan]), jnp.array([1 + 2j, nan]))
     assert_bit_identical(jnp.array([1, nan], jnp.bfloat16), jnp.array([1, nan], jnp.bfloat16))
-    for x, y in [(0.0, -0.0), (nan, 1.0), (1.0, 1), (np.float32(1), np.float16(1)),
-                 (1 + 2j, 2 + 2j), (jax.random.key(0), jax.random.key(1)), ([1.0], (1.0,))]:
+    for x, y in [
+        (0.0, -0.0),
+        (nan, 1.0),
+        (1.0, 1),
+        (np.float32(1), np.float16(1)),
+        (1 + 2j, 2 + 2j),
+        (jax.random.key(0), jax.random.key(1)),
+        ([1.0], (1.0,)),
+    ]:
         with pytest.raises(AssertionError):
             assert_bit_identical(x, y)

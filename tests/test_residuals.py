@@ -45,7 +45,7 @@ def test_values_are_those_of_quantising_twice(arguments):
 
     def unrolled(params, x):
         for i in range(3):
-            w = jax.tree.map(lambda p: p[i], params)
+            w = {name: p[i] for name, p in params.items()}
             x = x + jax.nn.relu(x @ w["up"]) @ w["down"]
         return jnp.mean(x**2)
 

@@ -5,4 +5,12 @@ from precir.emit.module import Emitted
 from precir.emit.program import emit, emit_with_gradient
 from precir.emit.signature import Parameter, Signature, signature_of
 
-__all__ = ["Emitted", "Parameter", "Signature", "emit", "emit_with_gradient", "load", "signature_of"]
+__all__ = [
+    "Emitted",
+    "Parameter",
+    "Signature",
+    "emit",
+    "emit_with_gradient",
+    "load",
+    "signature_of",
+]

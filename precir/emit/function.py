@@ -73,7 +73,11 @@ class FunctionWriter(LoopWriter):
                     if type(o) is Value:
                         uses[o] = uses.get(o, 0) + weight
                         made = o.node
-                        if made is not None and made.phase == item.phase and module_part(made.scope) != part:
+                        if (
+                            made is not None
+                            and made.phase == item.phase
+                            and module_part(made.scope) != part
+                        ):
                             self._escaping.add(o)
         for o in self.graph.outputs:
             if type(o) is Value:
@@ -87,9 +91,8 @@ class FunctionWriter(LoopWriter):
             return
         if not node.outputs:
             self.flush()
-        elif not node.effects and not any(v in self._uses for v in node.outputs):
-            if not any(v in self.kept for v in node.outputs):
-                return  # nobody reads it
+        elif not node.effects and not any(v in self._uses or v in self.kept for v in node.outputs):
+            return  # nobody reads it
         operands = list(node.inputs)
         behind = self._condition(node)
         if behind is not None:
@@ -232,9 +235,9 @@ class FunctionWriter(LoopWriter):
 
 _NAMED_BY_SCOPE = {"dot_general", "scaled_dot", "conv_general_dilated"}
 _INLINE = {
-    "add", "add_any", "sub", "mul", "div", "neg", "max", "min", "exp", "log", "sqrt", "rsqrt", "tanh",
-    "logistic", "integer_pow", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not",
-    "select_n", "convert_element_type", "cast", "reshape", "transpose", "squeeze", "broadcast_in_dim",
-    "reduce_sum", "reduce_max", "abs", "sign", "erf", "pow", "log1p", "is_finite", "stop_gradient",
-    "iota", "expm1",
+    "add", "add_any", "sub", "mul", "div", "neg", "max", "min", "exp", "log", "sqrt", "rsqrt",
+    "tanh", "logistic", "integer_pow", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or",
+    "not", "select_n", "convert_element_type", "cast", "reshape", "transpose", "squeeze",
+    "broadcast_in_dim", "reduce_sum", "reduce_max", "abs", "sign", "erf", "pow", "log1p",
+    "is_finite", "stop_gradient", "iota", "expm1",
 }  # fmt: skip

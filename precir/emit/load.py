@@ -30,7 +30,8 @@ def load(emitted: Emitted) -> ModuleType:
     _write(emitted, path)
     name = f"precir_emitted.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     with jax.ensure_compile_time_eval():
@@ -50,8 +51,10 @@ def save(emitted: Emitted, path: str | Path) -> None:
     if emitted.externals:
         held = ", ".join(sorted({type(e).__name__ for e in emitted.externals}))
         raise EmitError(
-            f"the emitted module refers to objects that have no source text ({held}) and cannot stand alone",
-            fix="compile without the callback or custom pytree that holds them, or keep using the compiled function",
+            f"the emitted module refers to objects without source text ({held}): "
+            "it cannot stand alone",
+            fix="compile without the callback or custom pytree that holds them, "
+            "or keep using the compiled function",
         )
     _write(emitted, path)
 
@@ -74,7 +77,8 @@ def _write(emitted: Emitted, path: Path) -> None:
             if left.exists():
                 left.unlink()
         raise DumpError(
-            f"cannot write {path}: {error.strerror or error}", fix="give a folder that exists and can be written"
+            f"cannot write {path}: {error.strerror or error}",
+            fix="give a folder that exists and can be written",
         ) from error
 
 

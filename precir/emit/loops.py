@@ -125,7 +125,9 @@ class LoopWriter:
             key: _chunked(loop, members) if as_function else [members]
             for key, members in bundles.items()
         }
-        collect = {key: self.names.fresh(self._bundle_name(loop, base, ms)) for key, ms in bundles.items()}
+        collect = {
+            key: self.names.fresh(self._bundle_name(loop, base, ms)) for key, ms in bundles.items()
+        }
         in_order = numbers == tuple(range(loop.count))
         several = as_function and len(singles) + len(collect) > 1
         permuted = numbers is not None and sorted(numbers) == list(range(loop.count))
@@ -137,7 +139,7 @@ class LoopWriter:
                 argument.name = self.names.fresh(argument.name)
                 if start != argument.name:
                     self.line(f"{argument.name} = {start}")
-        for key, name in collect.items():
+        for name in collect.values():
             self.line(f"{name} = [None] * {loop.count}" if placed else f"{name} = []")
         if as_function:
             self._call_loop(loop, base, merged, numbers, singles, chunks, collect, placed)
@@ -155,7 +157,9 @@ class LoopWriter:
     def _base_name(self, loop: Loop) -> str:
         node = loop.body.nodes[0]
         part = _common_scope([n.scope for n in loop.body.nodes])
-        base = identifier(module_part(part) or (node.phase if node.phase == "update" else "") or "block")
+        base = identifier(
+            module_part(part) or (node.phase if node.phase == "update" else "") or "block"
+        )
         base = base.rstrip("0123456789").rstrip("_") or "block"
         phases = {n.phase for n in loop.body.nodes}
         return f"{base}_backward" if phases == {"backward"} or "backward" in phases else base
@@ -176,7 +180,9 @@ class LoopWriter:
         """Results kept one by one (carried, or the last copy's), and those collected in lists,
         grouped by the loops that read them and in the order in which they are read.
         """
-        singles = [n for n, r in enumerate(loop.results) if r.carried or (r.last and not r.collected)]
+        singles = [
+            n for n, r in enumerate(loop.results) if r.carried or (r.last and not r.collected)
+        ]
         bundles: dict[tuple[int, ...], list[int]] = {}
         for n, result in enumerate(loop.results):
             if result.collected:
@@ -185,7 +191,9 @@ class LoopWriter:
                     readers |= self._readers.get(v, set())
                 bundles.setdefault(tuple(sorted(readers)), []).append(n)
         for members in bundles.values():
-            members.sort(key=lambda n: min(self._rank.get(v, 1 << 30) for v in loop.results[n].values))
+            members.sort(
+                key=lambda n: min(self._rank.get(v, 1 << 30) for v in loop.results[n].values)
+            )
         return singles, bundles
 
     def _argument(self, loop: Loop, p: int, base: str) -> Argument:
@@ -207,13 +215,22 @@ class LoopWriter:
             numbers = tuple(h.index for h in kept)
             one = len({(h.bundle, h.reach) for h in kept}) == 1
             if one and kept[0].size == 1 and numbers == tuple(range(kept[0].count)):
-                return Argument("list", singular(kept[0].bundle), kept[0].bundle, members=[(p, None)])
+                return Argument(
+                    "list", singular(kept[0].bundle), kept[0].bundle, members=[(p, None)]
+                )
             if one and indices(numbers) is not None:
                 return Argument(
-                    "bundle", hint, f"{kept[0].bundle}[{INDEX}]", numbers, [(p, kept[0].reach)], kept[0].shape
+                    "bundle",
+                    hint,
+                    f"{kept[0].bundle}[{INDEX}]",
+                    numbers,
+                    [(p, kept[0].reach)],
+                    kept[0].shape,
                 )
         text = self.sequence(values, plural(hint))
-        return Argument("list", singular(text) if text.isidentifier() else hint, text, members=[(p, None)])
+        return Argument(
+            "list", singular(text) if text.isidentifier() else hint, text, members=[(p, None)]
+        )
 
     # -- the two shapes ------------------------------------------------------------------------
 
@@ -258,8 +275,9 @@ class LoopWriter:
             self.env[loop.results[r].values[-1]] = (target, ATOM)
 
     def _inline_loop(
-        self, loop: Loop, arguments: list[Argument], numbers: tuple[int, ...] | None, singles: list[int],
-        bundles: dict[tuple[int, ...], list[int]], collect: dict[tuple[int, ...], str], placed: bool,
+        self, loop: Loop, arguments: list[Argument], numbers: tuple[int, ...] | None,
+        singles: list[int], bundles: dict[tuple[int, ...], list[int]],
+        collect: dict[tuple[int, ...], str], placed: bool,
     ) -> None:  # fmt: skip
         from precir.emit.function import FunctionWriter
 
@@ -271,7 +289,10 @@ class LoopWriter:
             for a in lists:
                 a.name = self.names.fresh(a.name)
             heads, over = ", ".join(a.name for a in lists), ", ".join(a.text for a in lists)
-            self.line(f"for {heads} in " + (f"zip({over}, strict=True):" if len(lists) > 1 else f"{over}:"))
+            self.line(
+                f"for {heads} in "
+                + (f"zip({over}, strict=True):" if len(lists) > 1 else f"{over}:")
+            )
         else:
             self.line(f"for i in {_header(numbers, loop.count)}:")
         for a in arguments:
@@ -284,7 +305,7 @@ class LoopWriter:
                     body.env[value] = (f"{text}{reach}", ATOM)
                 else:
                     body.env[value] = (text, ATOM)
-        body.kept = set(o for o in loop.body.outputs if type(o) is Value)
+        body.kept = {o for o in loop.body.outputs if type(o) is Value}
         body.comment = self.comment
         body.write(self.module.items(loop.body))
         self.comment = body.comment
@@ -296,7 +317,9 @@ class LoopWriter:
             items = [body.ref(loop.body.outputs[r]) for r in members]
             text = items[0] if len(items) == 1 else f"({', '.join(items)})"
             self.line(f"{collect[key]}[i] = {text}" if placed else f"{collect[key]}.append({text})")
-        moved = [(self._single_name(loop, r, arguments), body.ref(loop.body.outputs[r])) for r in singles]
+        moved = [
+            (self._single_name(loop, r, arguments), body.ref(loop.body.outputs[r])) for r in singles
+        ]
         moved = [(t, s) for t, s in moved if t != s]
         if moved:
             left, right = zip(*moved, strict=True)
@@ -326,7 +349,14 @@ class LoopWriter:
         self.lines.append((f"{pad}{collect[key]} = [{expression} {head}]", code[0][1]))
         return True
 
-    def _carried_or(self, loop: Loop, r: int, arguments: list[Argument], moved: list[tuple[str, str]], body: LoopWriter) -> str:
+    def _carried_or(
+        self,
+        loop: Loop,
+        r: int,
+        arguments: list[Argument],
+        moved: list[tuple[str, str]],
+        body: LoopWriter,
+    ) -> str:
         for a in arguments:
             if a.kind == "carried" and loop.ports[a.members[0][0]].carried == r:
                 return a.name
@@ -348,7 +378,9 @@ def _chunked(loop: Loop, members: list[int]) -> list[list[int]]:
         output = loop.body.outputs[r]
         scope = output.node.scope if isinstance(output, Value) and output.node else ""
         by_module.setdefault(module_part(scope), []).append(r)
-    return [group[i : i + _CHUNK] for group in by_module.values() for i in range(0, len(group), _CHUNK)]
+    return [
+        group[i : i + _CHUNK] for group in by_module.values() for i in range(0, len(group), _CHUNK)
+    ]
 
 
 def _reaches(groups: list[list[int]]) -> list[tuple[int, str]]:
@@ -411,7 +443,11 @@ def _relative(wanted: tuple[int, ...], over: tuple[int, ...]) -> str:
     sums = {w + o for w, o in zip(wanted, over, strict=True)}
     if len(sums) == 1:
         return f"{sums.pop()} - i"
-    return f"{list(wanted)}[{_relative(tuple(range(len(over))), over)}]" if over == tuple(sorted(over)) else f"{dict(zip(over, wanted, strict=True))}[i]"
+    return (
+        f"{list(wanted)}[{_relative(tuple(range(len(over))), over)}]"
+        if over == tuple(sorted(over))
+        else f"{dict(zip(over, wanted, strict=True))}[i]"
+    )
 
 
 def _common_scope(scopes: Sequence[str]) -> str:
@@ -454,7 +490,11 @@ def plural(word: str) -> str:
 
 def singular(word: str) -> str:
     base = word.removeprefix("new_").rstrip("0123456789").rstrip("_")
-    return base[:-1] if base.endswith("s") and not base.endswith("ss") and len(base) > 2 else f"{base}_i"
+    return (
+        base[:-1]
+        if base.endswith("s") and not base.endswith("ss") and len(base) > 2
+        else f"{base}_i"
+    )
 
 
 def _list_name(text: str, values: Sequence[Operand], hint: str) -> str:

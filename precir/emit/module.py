@@ -54,7 +54,9 @@ class ModuleWriter:
     _imports: dict[str, dict[str, str]] = field(default_factory=dict)
     _functions: list[list[Line]] = field(default_factory=list)
     _by_text: dict[str, str] = field(default_factory=dict)
-    _regions: dict[tuple[Graph, tuple[int, ...], tuple[int, ...]], str] = field(default_factory=dict)
+    _regions: dict[tuple[Graph, tuple[int, ...], tuple[int, ...]], str] = field(
+        default_factory=dict
+    )
     _templates: dict[Any, Template] = field(default_factory=dict)
     _keys: dict[str, int] = field(default_factory=dict)
     _hoisted: dict[str, str] = field(default_factory=dict)
@@ -85,7 +87,9 @@ class ModuleWriter:
         self.externals.append(value)
         return f"EXTERNALS[{len(self.externals) - 1}]"
 
-    def function(self, graph: Graph, groups: tuple[int, ...] = (), returns: tuple[int, ...] = ()) -> str:
+    def function(
+        self, graph: Graph, groups: tuple[int, ...] = (), returns: tuple[int, ...] = ()
+    ) -> str:
         key = (graph, groups, returns)
         if key not in self._regions:
             self._regions[key] = self._region(graph, groups, returns)
@@ -146,10 +150,14 @@ class ModuleWriter:
                     writer.env[loop.body.inputs[port]] = (name + "".join(map(str, keys)), ATOM)
             elif a.kind == "bundle" and a.size > 1:
                 name = names.fresh("saved")
-                unpacked = {reach: names.fresh(port_name(loop, port, self)) for port, reach in a.members}
+                unpacked = {
+                    reach: names.fresh(port_name(loop, port, self)) for port, reach in a.members
+                }
                 for port, reach in a.members:
                     writer.env[loop.body.inputs[port]] = (unpacked[reach], ATOM)
-                head += [(f"    {line}", NOWHERE) for line in _unpacking(name, a.shape, unpacked, names)]
+                head += [
+                    (f"    {line}", NOWHERE) for line in _unpacking(name, a.shape, unpacked, names)
+                ]
             else:
                 port, keys = a.members[0]
                 name = names.fresh(port_name(loop, port, self))
@@ -213,7 +221,9 @@ class ModuleWriter:
         writer.line(f"return {_returned(values, returns)}")
         return self._define(_function_name(graph), parameters, writer.lines, jitted=False, about="")
 
-    def _define(self, base: str, parameters: list[str], lines: list[Line], *, jitted: bool, about: str) -> str:
+    def _define(
+        self, base: str, parameters: list[str], lines: list[Line], *, jitted: bool, about: str
+    ) -> str:
         code = [t for t, _ in lines if not t.lstrip().startswith("#")]
         key = "\n".join([f"{jitted} {parameters}", *code])
         if key in self._by_text:
@@ -248,7 +258,10 @@ class ModuleWriter:
             lines.append(("", NOWHERE))
             lines += [(part, NOWHERE) for line in hoisted for part in wrap(line)]
         if self.externals:
-            lines += [("", NOWHERE), ("EXTERNALS = ()  # objects with no source text, given at load", NOWHERE)]
+            lines += [
+                ("", NOWHERE),
+                ("EXTERNALS = ()  # objects with no source text, given at load", NOWHERE),
+            ]
         lines += body
         sources = {i: s for i, (_, s) in enumerate(lines, 1) if s is not NOWHERE}
         text = "\n".join(t for t, _ in lines) + "\n"
@@ -261,7 +274,9 @@ class ModuleWriter:
         if "np." in used:
             plain.add("numpy")
         standard = sorted(m for m in plain if m in ("pathlib", "functools", "math"))
-        froms = {m[5:]: names for m, names in self._imports.items() if m.startswith("from ") and names}
+        froms = {
+            m[5:]: names for m, names in self._imports.items() if m.startswith("from ") and names
+        }
         lines = [f"import {m}" for m in standard]
         lines += [_from(m, froms.pop(m)) for m in ("functools",) if m in froms]
         if lines:
@@ -269,8 +284,12 @@ class ModuleWriter:
         lines.append("import jax")
         if "numpy" in plain:
             lines.append("import numpy as np")
-        from_jax = {k: v for k, v in froms.pop("jax", {}).items()}
-        core = [n for n, alias in (("lax", "lax."), ("jnp", "jnp.")) if alias in used or (n == "jnp" and self._constants_used)]
+        from_jax = froms.pop("jax", {})
+        core = [
+            n
+            for n, alias in (("lax", "lax."), ("jnp", "jnp."))
+            if alias in used or (n == "jnp" and self._constants_used)
+        ]
         shown = [*sorted(from_jax), *(("numpy as jnp" if c == "jnp" else c) for c in core)]
         if shown:
             lines.append(f"from jax import {', '.join(shown)}")
@@ -279,14 +298,19 @@ class ModuleWriter:
 
     def _constant_lines(self, arrays: dict[str, Any]) -> list[str]:
         """Load the arrays kept beside the module, exactly as they were."""
-        lines = ["", 'with np.load(pathlib.Path(__file__).with_suffix(".npz"), allow_pickle=False) as _file:']
+        lines = [
+            "",
+            '_path = pathlib.Path(__file__).with_suffix(".npz")',
+            "with np.load(_path, allow_pickle=False) as _file:",
+        ]
         lines.append("    constants = {key: jnp.asarray(_file[key]) for key in _file.files}")
         for name in sorted(self._constants_used, key=lambda n: (len(n), n)):
             value = self.constants[name]
             dtype = getattr(value, "dtype", None)
             if dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):  # type: ignore[attr-defined]
                 arrays[name] = np.asarray(jax.random.key_data(value))
-                wrapped = f'jax.random.wrap_key_data(constants["{name}"], impl="{jax.random.key_impl(value)}")'
+                impl = jax.random.key_impl(value)
+                wrapped = f'jax.random.wrap_key_data(constants["{name}"], impl="{impl}")'
                 lines.append(f'constants["{name}"] = {wrapped}')
                 continue
             array = np.asarray(value)
@@ -298,8 +322,12 @@ class ModuleWriter:
                 dtype_name = array.dtype.name
                 lines.append(f'constants["{name}"] = constants["{name}"].astype(jnp.{dtype_name})')
             elif array.dtype.kind == "V" or not hasattr(np, array.dtype.name):
-                arrays[name] = array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize else array
-                lines.append(f'constants["{name}"] = constants["{name}"].view(jnp.{array.dtype.name})')
+                arrays[name] = (
+                    array.view(f"u{array.dtype.itemsize}") if array.dtype.itemsize else array
+                )
+                lines.append(
+                    f'constants["{name}"] = constants["{name}"].view(jnp.{array.dtype.name})'
+                )
             else:
                 arrays[name] = array
         return lines
@@ -364,7 +392,9 @@ def _tree_name(a: Argument) -> str:
     import re
 
     found = re.search(r'f"([a-zA-Z_]+?)_?\{', a.text)
-    return found.group(1) if found and len(found.group(1)) > 1 else "layer" if found is None else "p"
+    return (
+        found.group(1) if found and len(found.group(1)) > 1 else "layer" if found is None else "p"
+    )
 
 
 def _numbered_prefix(graph: Graph) -> str:
@@ -383,5 +413,3 @@ def _about(graph: Graph) -> str:
     source = next((n.source for n in graph.nodes if n.source.where), None)
     shown = ", ".join(p for p in (scope, str(source) if source else "") if p)
     return f"  # {shown} and those like it" if shown else ""
-
-

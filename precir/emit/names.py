@@ -7,20 +7,35 @@ import keyword
 import re
 
 _RESERVED = frozenset(keyword.kwlist) | frozenset(dir(builtins)) | {"jax", "jnp", "lax", "np", "i"}
-_CALLS = {"_where", "where", "_take", "take", "_reduce_sum", "_einsum", "einsum", "matmul", "dot", "clip", "_broadcast_arrays"}
+_CALLS = {
+    "_where",
+    "where",
+    "_take",
+    "take",
+    "_reduce_sum",
+    "_einsum",
+    "einsum",
+    "matmul",
+    "dot",
+    "clip",
+    "_broadcast_arrays",
+}
 
 # What a value is called after the op that makes it, where the scope says nothing better.
 _NOUNS = {
-    "dot_general": "product", "scaled_dot": "product", "add": "sum", "add_any": "sum", "sub": "difference",
-    "mul": "scaled", "div": "ratio", "reduce_sum": "total", "reduce_max": "peak", "reduce_min": "low",
-    "max": "larger", "min": "smaller", "exp": "exp", "log": "log", "rsqrt": "inverse_root", "sqrt": "root",
-    "neg": "negative", "square": "square", "integer_pow": "power", "reshape": "shaped", "transpose": "turned",
-    "broadcast_in_dim": "spread", "convert_element_type": "cast", "cast": "cast", "select_n": "chosen",
-    "eq": "equal", "lt": "below", "gt": "above", "ge": "at_least", "le": "at_most", "gather": "rows",
-    "scatter-add": "scattered", "iota": "index", "constant": "constant", "tanh": "tanh", "logistic": "gate",
-    "slice": "part", "concatenate": "joined", "quantize": "q", "split": "part", "squeeze": "squeezed",
-    "dynamic_slice": "part", "scan": "out", "while": "out", "cond": "out", "and": "both", "or": "either",
-    "random_split": "keys", "random_wrap": "key", "random_bits": "bits", "argmax": "best",
+    "dot_general": "product", "scaled_dot": "product", "add": "sum", "add_any": "sum",
+    "sub": "difference", "mul": "scaled", "div": "ratio", "reduce_sum": "total",
+    "reduce_max": "peak", "reduce_min": "low", "max": "larger", "min": "smaller", "exp": "exp",
+    "log": "log", "rsqrt": "inverse_root", "sqrt": "root", "neg": "negative", "square": "square",
+    "integer_pow": "power", "reshape": "shaped", "transpose": "turned",
+    "broadcast_in_dim": "spread", "convert_element_type": "cast", "cast": "cast",
+    "select_n": "chosen", "eq": "equal", "lt": "below", "gt": "above", "ge": "at_least",
+    "le": "at_most", "gather": "rows", "scatter-add": "scattered", "iota": "index",
+    "constant": "constant", "tanh": "tanh", "logistic": "gate", "slice": "part",
+    "concatenate": "joined", "quantize": "q", "split": "part", "squeeze": "squeezed",
+    "dynamic_slice": "part", "scan": "out", "while": "out", "cond": "out", "and": "both",
+    "or": "either", "random_split": "keys", "random_wrap": "key", "random_bits": "bits",
+    "argmax": "best",
 }  # fmt: skip
 
 
@@ -56,7 +71,11 @@ class Names:
         return name
 
     def taken(self, name: str) -> bool:
-        return name in _RESERVED or name in self._used or (self._outer is not None and self._outer.taken(name))
+        return (
+            name in _RESERVED
+            or name in self._used
+            or (self._outer is not None and self._outer.taken(name))
+        )
 
     def exact(self, wish: str) -> str:
         """`wish` as it is, numbered if taken."""

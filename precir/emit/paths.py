@@ -19,7 +19,8 @@ from precir.ir import Value
 
 class Key(NamedTuple):
     """One step into a pytree: `kind` is "item" (`x[value]`), "attribute" (`x.value`) or "method"
-    (`x.value()`)."""
+    (`x.value()`).
+    """
 
     kind: str
     value: Any
@@ -31,6 +32,8 @@ class Key(NamedTuple):
 
 
 class Path(NamedTuple):
+    """The way to a leaf: a parameter's name and the steps from there."""
+
     root: str
     keys: tuple[Key, ...] = ()
 
@@ -82,7 +85,9 @@ def family(paths: Sequence[Path]) -> Family | None:
     first = paths[0]
     if any(p.root != first.root or len(p.keys) != len(first.keys) for p in paths):
         return None
-    differing = [i for i in range(len(first.keys)) if any(p.keys[i] != first.keys[i] for p in paths)]
+    differing = [
+        i for i in range(len(first.keys)) if any(p.keys[i] != first.keys[i] for p in paths)
+    ]
     if len(differing) != 1:
         return None
     at = differing[0]
@@ -145,7 +150,8 @@ class Leaves:
 
 def argument_paths(tree: Any, root: str) -> list[Path] | None:
     """The path of each leaf of an argument, or None where leaves cannot be reached by name
-    (custom nodes without named children)."""
+    (custom nodes without named children).
+    """
     leaves, treedef = jax.tree.flatten(tree)
     numbered = jax.tree.unflatten(treedef, range(len(leaves)))
     found = []

@@ -18,7 +18,8 @@ from precir.ir import Graph, Node, Operand, Value
 @dataclass(frozen=True)
 class Port:
     """One input of a loop's body: `values[c]` in copy c. Carried if copies after the first take
-    result `carried` of the copy before."""
+    result `carried` of the copy before.
+    """
 
     values: tuple[Operand, ...]
     carried: int | None = None
@@ -31,7 +32,8 @@ class Port:
 @dataclass(frozen=True)
 class Result:
     """One output of a loop's body: `values[c]` in copy c. `collected` if copies other than the
-    last are read outside the loop; `carried` if the next copy reads it."""
+    last are read outside the loop; `carried` if the next copy reads it.
+    """
 
     values: tuple[Value, ...]
     collected: bool
@@ -110,11 +112,10 @@ def _loop(
     return start, start + copies * period, _build(nodes, start, period, copies, position, readers)
 
 
-def _best_offset(
-    nodes: Sequence[Node], run: Run, readers: Mapping[Value, list[int]]
-) -> int:
+def _best_offset(nodes: Sequence[Node], run: Run, readers: Mapping[Value, list[int]]) -> int:
     """Where copies should begin: where fewest values cross from one to the next, at the
-    outermost change of scope."""
+    outermost change of scope.
+    """
     if run.slack == 0:
         return 0
     width = run.slack + 1
@@ -133,7 +134,10 @@ def _best_offset(
     for offset in range(width):
         live += crossing[offset]
         at = first + offset
-        score = (live, _shared_depth(nodes[at - 1].scope, nodes[at].scope if at < len(nodes) else ""))
+        score = (
+            live,
+            _shared_depth(nodes[at - 1].scope, nodes[at].scope if at < len(nodes) else ""),
+        )
         if score < best_score:
             best, best_score = offset, score
     return best
@@ -274,9 +278,7 @@ def _close(
             result_of[(j, k)] = len(results)
             results.append(Result(values, any(outside[:-1]), is_carried, outside[-1]))
             outputs.append(renamed[first])
-    made = tuple(
-        Port(values, result_of[source] if source else None) for values, source in ports
-    )
+    made = tuple(Port(values, result_of[source] if source else None) for values, source in ports)
     scope = body[0].scope
     graph = Graph(scope, tuple(inputs), tuple(body), tuple(outputs))
     assert count >= 2

@@ -20,7 +20,12 @@ from precir.source import NOWHERE as _NO
 
 
 def emit(
-    graph: Graph, signature: Signature, *, doc: str = "", jit: str = "@jax.jit", comments: bool = True
+    graph: Graph,
+    signature: Signature,
+    *,
+    doc: str = "",
+    jit: str = "@jax.jit",
+    comments: bool = True,
 ) -> Emitted:
     """Write `graph` as a module whose main function is called as `signature` says.
 
@@ -39,7 +44,8 @@ def emit_with_gradient(
     name: str, forward: tuple[Graph, Signature], backward: tuple[Graph, Signature], *, doc: str = ""
 ) -> Emitted:
     """Write a function and its gradient as one module: a `jax.custom_vjp` called `name`, whose
-    forward half also returns residuals and whose backward half takes them and cotangents."""
+    forward half also returns residuals and whose backward half takes them and cotangents.
+    """
     (first, first_signature), (second, second_signature) = forward, backward
     module = _module(first, [first_signature, second_signature], comments=True)
     module.names.reserve(name)
@@ -107,7 +113,9 @@ def _result_names(signature: Signature, outputs: Sequence[Operand]) -> dict[Oper
 class _Result:
     """Spells the returned pytree, from the arguments' own structure where it is the same."""
 
-    def __init__(self, writer: FunctionWriter, module: ModuleWriter, structures: Structures) -> None:
+    def __init__(
+        self, writer: FunctionWriter, module: ModuleWriter, structures: Structures
+    ) -> None:
         self.writer, self.module, self.structures = writer, module, structures
 
     def write(self, tree: Any, values: Sequence[Operand]) -> str:
@@ -115,7 +123,11 @@ class _Result:
             return self.writer.ref(values[0])
         same = self.structures.matching(tree)
         for text, leaves in same:
-            if leaves and len(leaves) == len(values) and all(a is b for a, b in zip(leaves, values, strict=True)):
+            if (
+                leaves
+                and len(leaves) == len(values)
+                and all(a is b for a, b in zip(leaves, values, strict=True))
+            ):
                 return text
         kind, data = tree.node_data() if tree.node_data() is not None else (type(None), None)
         children = self._split(tree, values)
@@ -133,13 +145,18 @@ class _Result:
         if kind is list:
             return f"[{', '.join(self.write(t, v) for t, v in children)}]"
         if kind is dict:
-            items = [(self._key(k), self.write(t, v)) for k, (t, v) in zip(data or (), children, strict=True)]
+            items = [
+                (self._key(k), self.write(t, v))
+                for k, (t, v) in zip(data or (), children, strict=True)
+            ]
             return "{" + ", ".join(f"{k}: {v}" for k, v in items) + "}"
         if same:
             return same[0][0]
         return f"jax.tree.unflatten({self.module.external(tree)}, {self.writer.sequence(values)})"
 
-    def _namedtuple(self, kind: Any, same: Any, children: list[tuple[Any, Sequence[Operand]]]) -> str:
+    def _namedtuple(
+        self, kind: Any, same: Any, children: list[tuple[Any, Sequence[Operand]]]
+    ) -> str:
         shown = [(f, self.write(t, v)) for f, (t, v) in zip(kind._fields, children, strict=True)]
         if same:
             text = same[0][0]
@@ -164,6 +181,3 @@ class _Result:
             found.append((child, values[at : at + child.num_leaves]))
             at += child.num_leaves
         return found
-
-
-

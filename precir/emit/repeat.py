@@ -79,7 +79,7 @@ def _free_parts(run: Run, taken: npt.NDArray[np.bool_]) -> list[Run]:
 
 
 def _periods(keys: Keys) -> list[int]:
-    """Candidate periods: how often each distance to the next equal window occurs, per window size."""
+    """Candidate periods: the commonest distances to the next equal window, per window size."""
     n = len(keys)
     found: dict[int, int] = {}
     rolled = keys.astype(np.uint64)

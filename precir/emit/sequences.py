@@ -96,9 +96,11 @@ def _side_by_side(homes: Sequence[Home], whole: bool) -> list[str]:
     while at < len(homes):
         home, stop = homes[at], at + 1
         prefix, element = home.group, home.element
-        while stop < len(homes) and (homes[stop].bundle, homes[stop].group, homes[stop].element) == (
-            home.bundle, prefix, element + stop - at,
-        ):  # fmt: skip
+        while stop < len(homes) and (
+            homes[stop].bundle == home.bundle
+            and homes[stop].group == prefix
+            and homes[stop].element == element + stop - at
+        ):
             stop += 1
         item = "group" if whole else f"{home.bundle}[i]"
         size = home.shape[int(prefix[1:-1]) if prefix else 0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from precir.emit.names import Names, identifier
+from precir.emit.names import Names
 from precir.emit.paths import Leaves, Path, argument_paths
 from precir.ir import Graph, Value
 
@@ -43,7 +43,9 @@ class Signature:
         for p in self.parameters:
             paths = argument_paths(_numbered(p.tree), p.name)
             count = p.tree.num_leaves
-            labels += map(str, paths) if paths is not None else [f"{p.name}<{i}>" for i in range(count)]
+            labels += (
+                map(str, paths) if paths is not None else [f"{p.name}<{i}>" for i in range(count)]
+            )
         return labels
 
 
@@ -51,7 +53,8 @@ def signature_of(
     fn: Callable[..., Any], in_tree: Any, out_tree: Any, static: Sequence[int], name: str
 ) -> Signature:
     """The signature of `fn` called with arguments of `in_tree` (an (args, kwargs) tree whose
-    static arguments are already out)."""
+    static arguments are already out).
+    """
     args, kwargs = in_tree.children()
     names = Names()
     positional = _positional_names(fn, len(args.children()), set(static))

@@ -16,9 +16,17 @@ ACTIVATIONS = {"relu": jax.nn.relu, "tanh": jnp.tanh}
 
 # Static by position and by name, defaults, keywords that are arrays, keywords that are trees.
 
-def keyword_step(params: Tree, x: jax.Array, y: jax.Array, depth: int = 2, *, activation: str,
-                 rate: jax.Array = 0.1, weights: dict[str, jax.Array] | None = None,
-                 ) -> tuple[Tree, jax.Array]:
+
+def keyword_step(
+    params: Tree,
+    x: jax.Array,
+    y: jax.Array,
+    depth: int = 2,
+    *,
+    activation: str,
+    rate: jax.Array = 0.1,
+    weights: dict[str, jax.Array] | None = None,
+) -> tuple[Tree, jax.Array]:
     def loss_fn(params: Tree) -> jax.Array:
         h = x
         for layer in params[:depth]:
@@ -35,8 +43,11 @@ def keyword_batch(i: int) -> tuple[np.ndarray, np.ndarray, int]:
 
 
 def keywords(i: int) -> dict[str, Any]:
-    return {"activation": "tanh", "rate": np.float32(0.2),
-            "weights": {"row": np.ones(32, np.float32)}}
+    return {
+        "activation": "tanh",
+        "rate": np.float32(0.2),
+        "weights": {"row": np.ones(32, np.float32)},
+    }
 
 
 def static_options() -> dict[str, Any]:
@@ -44,6 +55,7 @@ def static_options() -> dict[str, Any]:
 
 
 # Donated state, beside an output that repeats another and one that is an input.
+
 
 def donated_step(state: dict[str, Tree], x: jax.Array, y: jax.Array) -> tuple[Any, ...]:
     loss, gradients = jax.value_and_grad(mse)(state["params"], x, y)
@@ -60,13 +72,35 @@ def donated_init(seed: int) -> dict[str, Tree]:
 
 # Results that are not arrays made by the function: None, empty, Python's numbers, weak types.
 
+
 def odd_step(state: dict[str, Any], x: jax.Array, y: jax.Array) -> tuple[Any, ...]:
     loss, gradients = jax.value_and_grad(mse)(state["params"], x, y)
     params = jax.tree.map(lambda p, g: p - state["rate"] * g, state["params"], gradients)
-    new = {"params": params, "rate": state["rate"], "none": None, "empty": (), "count":
-           state["count"] + 1}
-    odd = (None, (), {}, [], 3, 2.5, True, 1j, np.float32(7), np.zeros((0, 4), np.float32),
-           jnp.sin(0.5), jnp.asarray(2), jax.lax.full((), 1.5), -0.0, float("inf"), float("nan"))
+    new = {
+        "params": params,
+        "rate": state["rate"],
+        "none": None,
+        "empty": (),
+        "count": state["count"] + 1,
+    }
+    odd = (
+        None,
+        (),
+        {},
+        [],
+        3,
+        2.5,
+        True,
+        1j,
+        np.float32(7),
+        np.zeros((0, 4), np.float32),
+        jnp.sin(0.5),
+        jnp.asarray(2),
+        jax.lax.full((), 1.5),
+        -0.0,
+        float("inf"),
+        float("nan"),
+    )
     return new, loss, odd
 
 
@@ -75,6 +109,7 @@ def odd_init(seed: int) -> dict[str, Any]:
 
 
 # jit within jit: static arguments, a helper called at two shapes, one inlined, one kept.
+
 
 @partial(jax.jit, static_argnames=("name", "scale"))
 def dense(layer: Tree, x: jax.Array, name: str, *, scale: float = 1.0) -> jax.Array:
@@ -98,10 +133,25 @@ def nested_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Arr
 
 
 PROGRAMS = (
-    Program("keywords_and_statics", "train", keyword_step, mlp_init, keyword_batch, products=8,
-            options=static_options, keywords=keywords),
-    Program("donated", "train", donated_step, donated_init, regression, products=8,
-            options=lambda: {"donate_argnums": 0}),
+    Program(
+        "keywords_and_statics",
+        "train",
+        keyword_step,
+        mlp_init,
+        keyword_batch,
+        products=8,
+        options=static_options,
+        keywords=keywords,
+    ),
+    Program(
+        "donated",
+        "train",
+        donated_step,
+        donated_init,
+        regression,
+        products=8,
+        options=lambda: {"donate_argnums": 0},
+    ),
     Program("odd_results", "train", odd_step, odd_init, regression, products=8),
     Program("nested_jit", "train", nested_step, mlp_init, regression, products=8),
 )

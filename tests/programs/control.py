@@ -17,8 +17,12 @@ from .program import Program, Tree
 @jax.jit
 def rnn_init(seed: int) -> dict[str, jax.Array]:
     a, b, c = jax.random.split(jax.random.key(seed), 3)
-    return {"in": jax.random.normal(a, (4, 16)) * 0.5, "h": jnp.eye(16) * 0.7,
-            "out": jax.random.normal(b, (16, 2)) * 0.25, "b": jax.random.normal(c, (16,)) * 0.1}
+    return {
+        "in": jax.random.normal(a, (4, 16)) * 0.5,
+        "h": jnp.eye(16) * 0.7,
+        "out": jax.random.normal(b, (16, 2)) * 0.25,
+        "b": jax.random.normal(c, (16,)) * 0.1,
+    }
 
 
 def cell(params: Tree, h: jax.Array, x: jax.Array) -> jax.Array:
@@ -26,8 +30,9 @@ def cell(params: Tree, h: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def rnn(params: Tree, x: jax.Array) -> jax.Array:
-    h, _ = jax.lax.scan(lambda h, x: (cell(params, h, x), None),
-                        jnp.zeros((len(x), 16)), x.swapaxes(0, 1))
+    h, _ = jax.lax.scan(
+        lambda h, x: (cell(params, h, x), None), jnp.zeros((len(x), 16)), x.swapaxes(0, 1)
+    )
     return h @ params["out"]
 
 
@@ -38,8 +43,10 @@ def rnn_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
 # The same trained, and run forward by while: to a length known only at run time, and until the
 # state settles.
 
-def while_step(params: Tree, x: jax.Array, y: jax.Array,
-               length: jax.Array) -> tuple[Tree, jax.Array, dict[str, jax.Array]]:
+
+def while_step(
+    params: Tree, x: jax.Array, y: jax.Array, length: jax.Array
+) -> tuple[Tree, jax.Array, dict[str, jax.Array]]:
     params, loss = descent(rnn_loss, 0.1)(params, x, y)
 
     def advance(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -64,6 +71,7 @@ def while_batch(i: int) -> tuple[np.ndarray, np.ndarray, np.int32]:
 
 # An equilibrium found by while, differentiated by the implicit function theorem.
 
+
 @jax.custom_vjp
 def equilibrium(params: Tree, x: jax.Array) -> jax.Array:
     return settle(lambda h: cell(params, h, x), jnp.zeros((len(x), 16)))
@@ -83,8 +91,9 @@ def equilibrium_backward(saved: tuple[Any, ...], g: jax.Array) -> tuple[Tree, ja
     return pull(u)[:2]
 
 
-equilibrium.defvjp(lambda params, x: (h := equilibrium(params, x), (params, x, h)),
-                   equilibrium_backward)
+equilibrium.defvjp(
+    lambda params, x: (h := equilibrium(params, x), (params, x, h)), equilibrium_backward
+)
 
 
 def equilibrium_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -99,13 +108,22 @@ def equilibrium_batch(i: int) -> tuple[np.ndarray, np.ndarray]:
 
 # A transformer whose layers are stacked: scan over them, products saved, the rest rematerialised.
 
+
 @jax.jit
 def layers_init(seed: int) -> Tree:
-    shapes = {"qkv": (3, 32, 96), "proj": (3, 32, 32), "up": (3, 32, 64), "down": (3, 64, 32),
-              "embed": (VOCAB, 32), "head": (32, VOCAB)}
+    shapes = {
+        "qkv": (3, 32, 96),
+        "proj": (3, 32, 32),
+        "up": (3, 32, 64),
+        "down": (3, 64, 32),
+        "embed": (VOCAB, 32),
+        "head": (32, VOCAB),
+    }
     keys = jax.random.split(jax.random.key(seed), len(shapes))
-    return {name: jax.random.normal(key, shape) * shape[-2] ** -0.5
-            for key, (name, shape) in zip(keys, shapes.items(), strict=True)}
+    return {
+        name: jax.random.normal(key, shape) * shape[-2] ** -0.5
+        for key, (name, shape) in zip(keys, shapes.items(), strict=True)
+    }
 
 
 def rms(x: jax.Array) -> jax.Array:
@@ -156,19 +174,26 @@ def fixed_error(outputs: jax.Array) -> jax.Array:
 
 # Branches: cond on data in the loss, switch on the step, nested scans, reverse, unrolled, fori.
 
+
 def cond_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
     error = mlp(params, x) - y
-    return jax.lax.cond(jnp.max(jnp.abs(error)) > 1.5,
-                        lambda e: jnp.mean(jnp.where(jnp.abs(e) < 1, e * e, 2 * jnp.abs(e) - 1)),
-                        lambda e: jnp.mean(e * e), error)
+    return jax.lax.cond(
+        jnp.max(jnp.abs(error)) > 1.5,
+        lambda e: jnp.mean(jnp.where(jnp.abs(e) < 1, e * e, 2 * jnp.abs(e) - 1)),
+        lambda e: jnp.mean(e * e),
+        error,
+    )
 
 
 def switch_step(state: tuple[Tree, jax.Array], x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
     params, count = state
     loss, gradients = jax.value_and_grad(mse)(params, x, y)
     scale = jax.lax.switch(count % 3, [lambda: 0.1, lambda: 0.2, lambda: 0.3 / (1 + count / 100)])
-    params = jax.lax.cond(loss > 0, lambda: jax.tree.map(lambda p, g: p - scale * g,
-                                                         params, gradients), lambda: params)
+    params = jax.lax.cond(
+        loss > 0,
+        lambda: jax.tree.map(lambda p, g: p - scale * g, params, gradients),
+        lambda: params,
+    )
     return (params, count + 1), loss
 
 
@@ -190,29 +215,60 @@ def nested_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
 
 # A linear recurrence, by associative scan.
 
+
 def linear_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
     decay = jax.nn.sigmoid(params["b"])
     inputs = x @ params["in"]
     factors = jnp.broadcast_to(decay, inputs.shape)
-    _, h = jax.lax.associative_scan(lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]),
-                                    (factors, inputs), axis=1)
+    _, h = jax.lax.associative_scan(
+        lambda a, b: (a[0] * b[0], b[0] * a[1] + b[1]), (factors, inputs), axis=1
+    )
     return jnp.mean((h[:, -1] @ params["out"] - y) ** 2)
 
 
 PROGRAMS = (
     Program("rnn_scan", "train", descent(rnn_loss, 0.1), rnn_init, series, products=8),
     Program("rnn_while", "train", while_step, rnn_init, while_batch, products=13),
-    Program("equilibrium", "train", descent(equilibrium_loss, 0.2), rnn_init, equilibrium_batch,
-            products=21),
-    Program("layers_scan_remat", "train", descent(layers_loss, 0.5), layers_init, tokens,
-            products=21, slow=True),
-    Program("layers_scan_remat_model", "model", layers_logits, layers_init, fixed_tokens,
-            products=7, gradient_products=21, loss=fixed_loss, rate=0.5),
-    Program("rnn_scan_model", "model", rnn, rnn_init, fixed_series, products=3,
-            gradient_products=8, loss=fixed_error),
+    Program(
+        "equilibrium",
+        "train",
+        descent(equilibrium_loss, 0.2),
+        rnn_init,
+        equilibrium_batch,
+        products=21,
+    ),
+    Program(
+        "layers_scan_remat",
+        "train",
+        descent(layers_loss, 0.5),
+        layers_init,
+        tokens,
+        products=21,
+        slow=True,
+    ),
+    Program(
+        "layers_scan_remat_model",
+        "model",
+        layers_logits,
+        layers_init,
+        fixed_tokens,
+        products=7,
+        gradient_products=21,
+        loss=fixed_loss,
+        rate=0.5,
+    ),
+    Program(
+        "rnn_scan_model",
+        "model",
+        rnn,
+        rnn_init,
+        fixed_series,
+        products=3,
+        gradient_products=8,
+        loss=fixed_error,
+    ),
     Program("cond_loss", "train", descent(cond_loss, 0.2), mlp_init, regression, products=8),
     Program("switch_update", "train", switch_step, switch_init, regression, products=8),
     Program("nested_scans", "train", descent(nested_loss, 0.1), rnn_init, series, products=11),
-    Program("associative_scan", "train", descent(linear_loss, 0.1), rnn_init, series,
-            products=5),
+    Program("associative_scan", "train", descent(linear_loss, 0.1), rnn_init, series, products=5),
 )

@@ -28,7 +28,7 @@ def images(i: int, rows: int = 16) -> tuple[np.ndarray, np.ndarray]:
     label = rng.integers(4, size=rows).astype(np.int32)
     for picture, quadrant in zip(image, label, strict=True):
         top, left = 4 * (quadrant // 2), 4 * (quadrant % 2)
-        picture[top:top + 4, left:left + 4] += 2
+        picture[top : top + 4, left : left + 4] += 2
     return image, label
 
 

@@ -17,6 +17,7 @@ def cast(tree: Tree, dtype: Any) -> Tree:
 
 # All in bfloat16; bfloat16 products of float32 parameters; float16 with a loss scale.
 
+
 @jax.jit
 def bfloat16_init(seed: int) -> Tree:
     return cast(mlp_init(seed), jnp.bfloat16)
@@ -44,6 +45,7 @@ def float16_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Ar
 
 # Only integers: a linear congruential generator, histograms, bits, an integer product.
 
+
 def integer_init(seed: int) -> dict[str, jax.Array]:
     return {"seen": jnp.zeros(VOCAB, jnp.int32), "word": jnp.uint32(seed + 1)}
 
@@ -54,11 +56,15 @@ def integer_step(state: dict[str, jax.Array], tokens: jax.Array) -> tuple[Any, j
     hashed = (tokens.astype(jnp.uint32) ^ word) >> 27
     pairs = jax.nn.one_hot(tokens, VOCAB, dtype=jnp.int8)
     together = jnp.einsum("btv,btw->vw", pairs, pairs, preferred_element_type=jnp.int32)
-    return ({"seen": seen, "word": word}, jnp.sum(seen > 0),
-            (hashed, together, jnp.sort(seen)[::-1], jax.lax.population_count(word)))
+    return (
+        {"seen": seen, "word": word},
+        jnp.sum(seen > 0),
+        (hashed, together, jnp.sort(seen)[::-1], jax.lax.population_count(word)),
+    )
 
 
 # Complex numbers: a unitary-like layer and its phase, trained by the conjugate gradient.
+
 
 @jax.jit
 def complex_init(seed: int) -> jax.Array:
@@ -86,16 +92,19 @@ POSITIONS = np.concatenate([np.sin(ANGLES), np.cos(ANGLES)], axis=1).astype(np.f
 @jax.jit
 def table_init(seed: int) -> Tree:
     embed, head = jax.random.split(jax.random.key(seed))
-    return {"embed": 0.1 * jax.random.normal(embed, (VOCAB, 128)),
-            "head": jax.random.normal(head, (128, VOCAB)) * 128 ** -0.5}
+    return {
+        "embed": 0.1 * jax.random.normal(embed, (VOCAB, 128)),
+        "head": jax.random.normal(head, (128, VOCAB)) * 128**-0.5,
+    }
 
 
 def table_loss(params: Tree, tokens: jax.Array) -> jax.Array:
-    x = params["embed"][tokens[:, :-1]] + 0.2 * jnp.asarray(POSITIONS)[:tokens.shape[1] - 1]
+    x = params["embed"][tokens[:, :-1]] + 0.2 * jnp.asarray(POSITIONS)[: tokens.shape[1] - 1]
     return cross_entropy(x @ params["head"], tokens[:, 1:])
 
 
 # Random numbers inside the step: inputs augmented, noise on the weights, keys as state.
+
 
 def random_init(seed: int) -> tuple[Tree, jax.Array]:
     return mlp_init(seed), jax.random.key(seed)
@@ -122,13 +131,24 @@ def many_forward(params: Tree, inputs: dict[str, Any]) -> dict[str, Any]:
     h = jax.nn.relu(x @ params[0]["w"] + params[0]["b"])
     h *= jax.random.bernoulli(noise, 0.95, h.shape)
     y = mlp(params[1:], h)
-    return {"y": y, "key": key, "best": jnp.argmax(y, -1), "steps": inputs["steps"] + 1,
-            "positive": y > 0}
+    return {
+        "y": y,
+        "key": key,
+        "best": jnp.argmax(y, -1),
+        "steps": inputs["steps"] + 1,
+        "positive": y > 0,
+    }
 
 
 def many_batch(i: int) -> tuple[dict[str, Any]]:
-    return ({"x": X, "key": jax.random.key(i), "steps": np.int32(i),
-             "mask": np.arange(8) < 8 - (i == 3)},)
+    return (
+        {
+            "x": X,
+            "key": jax.random.key(i),
+            "steps": np.int32(i),
+            "mask": np.arange(8) < 8 - (i == 3),
+        },
+    )
 
 
 @jax.jit
@@ -137,13 +157,28 @@ def many_loss(outputs: dict[str, Any]) -> jax.Array:
 
 
 PROGRAMS = (
-    Program("bfloat16_params", "train", descent(bfloat16_loss, 0.2), bfloat16_init, regression,
-            products=8),
-    Program("bfloat16_compute", "train", descent(mixed_loss, 0.2), mlp_init, regression,
-            products=8),
+    Program(
+        "bfloat16_params",
+        "train",
+        descent(bfloat16_loss, 0.2),
+        bfloat16_init,
+        regression,
+        products=8,
+    ),
+    Program(
+        "bfloat16_compute", "train", descent(mixed_loss, 0.2), mlp_init, regression, products=8
+    ),
     Program("float16_loss_scale", "train", float16_step, mlp_init, regression, products=8),
-    Program("many_types_model", "model", many_forward, mlp_init, many_batch, products=3,
-            gradient_products=8, loss=many_loss),
+    Program(
+        "many_types_model",
+        "model",
+        many_forward,
+        mlp_init,
+        many_batch,
+        products=3,
+        gradient_products=8,
+        loss=many_loss,
+    ),
     Program("integers", "train", integer_step, integer_init, tokens, products=1, learns=False),
     Program("complex", "train", complex_step, complex_init, complex_batch, products=2),
     Program("large_constant", "train", descent(table_loss, 2.0), table_init, tokens, products=3),

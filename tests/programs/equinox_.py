@@ -75,6 +75,7 @@ def mlp_model_loss(y: jax.Array) -> jax.Array:
 
 # A module of our own: one sequence at a time, the batch is a vmap around it.
 
+
 class Attention(eqx.Module):
     query: eqx.nn.Linear
     key: eqx.nn.Linear
@@ -94,8 +95,10 @@ class Attention(eqx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         h = jax.vmap(self.norm)(x)
-        q, k, v = (jax.vmap(linear)(h).reshape(len(x), self.heads, -1).swapaxes(0, 1)
-                   for linear in (self.query, self.key, self.value))
+        q, k, v = (
+            jax.vmap(linear)(h).reshape(len(x), self.heads, -1).swapaxes(0, 1)
+            for linear in (self.query, self.key, self.value)
+        )
         scores = q @ k.swapaxes(1, 2) * self.scale
         causal = jnp.tril(jnp.ones(scores.shape[-2:], bool))
         scores = jnp.where(causal, scores, jnp.finfo(scores.dtype).min)
@@ -134,6 +137,7 @@ def transformer_step(state: tuple[Tree, Tree], tokens: jax.Array) -> tuple[Tree,
 
 # Batch statistics: eqx.nn.State beside the model, and a mean over a vmapped axis by name.
 
+
 class ConvNet(eqx.Module):
     conv: eqx.nn.Conv2d
     norm: eqx.nn.BatchNorm
@@ -166,7 +170,8 @@ def conv_static() -> ConvNet:
 def conv_loss(arrays: Tree, stats: Tree, x: jax.Array, y: jax.Array) -> tuple[jax.Array, Tree]:
     model = eqx.combine(arrays, conv_static())
     logits, stats = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(
-        x, stats)
+        x, stats
+    )
     return optax.softmax_cross_entropy_with_integer_labels(logits, y).mean(), stats
 
 
@@ -178,10 +183,26 @@ def conv_step(state: tuple[Tree, ...], x: jax.Array, y: jax.Array) -> tuple[Tree
 
 PROGRAMS = (
     Program("equinox_mlp", "train", mlp_step, trained(make_mlp), regression, products=8),
-    Program("equinox_mlp_model", "model", mlp_forward, mlp_params, lambda i: (X,), products=3,
-            gradient_products=8, loss=mlp_model_loss),
-    Program("equinox_transformer", "train", transformer_step, trained(Transformer), tokens,
-            products=33, slow=True),
-    Program("equinox_conv_batchnorm", "train", conv_step, conv_init, images, products=3,
-            convolutions=2),
+    Program(
+        "equinox_mlp_model",
+        "model",
+        mlp_forward,
+        mlp_params,
+        lambda i: (X,),
+        products=3,
+        gradient_products=8,
+        loss=mlp_model_loss,
+    ),
+    Program(
+        "equinox_transformer",
+        "train",
+        transformer_step,
+        trained(Transformer),
+        tokens,
+        products=33,
+        slow=True,
+    ),
+    Program(
+        "equinox_conv_batchnorm", "train", conv_step, conv_init, images, products=3, convolutions=2
+    ),
 )

@@ -17,6 +17,7 @@ X, Y = regression(0)
 
 # Zeros: whole inputs at some steps, whole weights, whole gradients, blocks of 32, everything.
 
+
 def sometimes_zero(i: int) -> tuple[np.ndarray, np.ndarray]:
     x, y = regression(i)
     return (np.zeros_like(x), np.zeros_like(y)) if i % 5 == 1 else (x, y)
@@ -52,6 +53,7 @@ def all_zero_batch(i: int) -> tuple[np.ndarray, np.ndarray]:
 
 # Sizes far from 1, on the first step already: inputs, gradients, single elements.
 
+
 def sized_loss(size: float, params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
     h = (x @ params[0]["w"]) / size
     return mse(params[1:], jax.nn.relu(h + params[0]["b"]), y)
@@ -62,8 +64,14 @@ def sized(name: str, size: float) -> Program:
         x, y = regression(i)
         return x * np.float32(size), y
 
-    return Program(f"silent_inputs_{name}", "train", descent(partial(sized_loss, size), 0.2),
-                   mlp_init, batch, products=8)
+    return Program(
+        f"silent_inputs_{name}",
+        "train",
+        descent(partial(sized_loss, size), 0.2),
+        mlp_init,
+        batch,
+        products=8,
+    )
 
 
 def gradients_sized(name: str, size: float) -> Program:
@@ -113,8 +121,9 @@ def skip_step(state: tuple[Tree, ...], x: jax.Array, y: jax.Array) -> tuple[Tree
 
 # A loss scale that halves and doubles by itself, as the state of a float16 step.
 
+
 def loss_scale_init(seed: int) -> tuple[Tree, jax.Array, jax.Array]:
-    return mlp_init(seed), jnp.float32(2.0 ** 24), jnp.int32(0)
+    return mlp_init(seed), jnp.float32(2.0**24), jnp.int32(0)
 
 
 def loss_scale_step(state: tuple[Any, ...], x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
@@ -123,7 +132,7 @@ def loss_scale_step(state: tuple[Any, ...], x: jax.Array, y: jax.Array) -> tuple
     def scaled(params: Tree) -> tuple[jax.Array, jax.Array]:
         half = jax.tree.map(lambda p: p.astype(jnp.float16), params)
         error = mlp(half, x.astype(jnp.float16)).astype(jnp.float32) - y
-        loss = jnp.mean(error ** 2)
+        loss = jnp.mean(error**2)
         return loss * scale, loss
 
     (_, loss), gradients = jax.value_and_grad(scaled, has_aux=True)(params)
@@ -136,6 +145,7 @@ def loss_scale_step(state: tuple[Any, ...], x: jax.Array, y: jax.Array) -> tuple
 
 # A step of the length of the gradient's norm, which must count gradients only.
 
+
 def normed_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
     loss, gradients = jax.value_and_grad(mse)(params, x, y)
     norm = jnp.sqrt(sum(jnp.sum(g * g) for g in jax.tree.leaves(gradients)))
@@ -143,22 +153,39 @@ def normed_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Arr
 
 
 PROGRAMS = (
-    Program("silent_zero_inputs", "train", descent(mse, 0.2), mlp_init, sometimes_zero,
-            products=8),
-    Program("silent_zero_weights", "train", descent(mse, 0.2), zero_last_init, regression,
-            products=8),
-    Program("silent_zero_gradients", "train", descent(zero_gradient_loss, 0.2), mlp_init,
-            regression, products=8, learns=False),
-    Program("silent_zero_blocks", "train", descent(mse, 0.2), blocks_init, blocks_batch,
-            products=8),
-    Program("silent_all_zero", "train", descent(mse, 0.2), all_zero_init, all_zero_batch,
-            products=8, learns=False),
-    sized("huge", 1e30), sized("tiny", 1e-30),
-    gradients_sized("huge", 1e12), gradients_sized("tiny", 1e-12),
-    Program("silent_outliers", "train", descent(outlier_loss, 0.2), mlp_init, outlier_batch,
-            products=8),
+    Program("silent_zero_inputs", "train", descent(mse, 0.2), mlp_init, sometimes_zero, products=8),
+    Program(
+        "silent_zero_weights", "train", descent(mse, 0.2), zero_last_init, regression, products=8
+    ),
+    Program(
+        "silent_zero_gradients",
+        "train",
+        descent(zero_gradient_loss, 0.2),
+        mlp_init,
+        regression,
+        products=8,
+        learns=False,
+    ),
+    Program(
+        "silent_zero_blocks", "train", descent(mse, 0.2), blocks_init, blocks_batch, products=8
+    ),
+    Program(
+        "silent_all_zero",
+        "train",
+        descent(mse, 0.2),
+        all_zero_init,
+        all_zero_batch,
+        products=8,
+        learns=False,
+    ),
+    sized("huge", 1e30),
+    sized("tiny", 1e-30),
+    gradients_sized("huge", 1e12),
+    gradients_sized("tiny", 1e-12),
+    Program(
+        "silent_outliers", "train", descent(outlier_loss, 0.2), mlp_init, outlier_batch, products=8
+    ),
     Program("silent_skip_batch", "train", skip_step, skip_init, skip_batch, products=8),
-    Program("silent_loss_scale", "train", loss_scale_step, loss_scale_init, regression,
-            products=8),
+    Program("silent_loss_scale", "train", loss_scale_step, loss_scale_init, regression, products=8),
     Program("silent_global_norm", "train", normed_step, mlp_init, regression, products=8),
 )

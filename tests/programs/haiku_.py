@@ -80,6 +80,7 @@ def regress(model: Any) -> Callable[..., tuple[Tree, jax.Array]]:
 
 # The transformer draws its dropout from one key folded with the number of the step.
 
+
 def transformer_init(seed: int) -> tuple[Tree, Tree, int]:
     return *trained(transformer, tokens(0)[0][:, :-1])(seed), 0
 
@@ -111,10 +112,18 @@ def normed_step(state: tuple[Tree, ...], x: jax.Array, y: jax.Array) -> tuple[Tr
 
 
 PROGRAMS = (
-    Program("haiku_mlp", "train", regress(mlp), trained(mlp, regression(0)[0]), regression,
-            products=8),
+    Program(
+        "haiku_mlp", "train", regress(mlp), trained(mlp, regression(0)[0]), regression, products=8
+    ),
     Program("haiku_lstm", "train", regress(lstm), trained(lstm, series(0)[0]), series, products=6),
-    Program("haiku_transformer", "train", transformer_step, transformer_init, tokens, products=51,
-            slow=True),
+    Program(
+        "haiku_transformer",
+        "train",
+        transformer_step,
+        transformer_init,
+        tokens,
+        products=51,
+        slow=True,
+    ),
     Program("haiku_batchnorm", "train", normed_step, normed_init, regression, products=8),
 )

@@ -54,7 +54,8 @@ class GPT(nn.Module):
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         embed = nn.Embed(VOCAB, self.width, name="wte")
         x = embed(tokens) + nn.Embed(self.length, self.width, name="wpe")(
-            jnp.arange(tokens.shape[1]))
+            jnp.arange(tokens.shape[1])
+        )
         for i in range(self.layers):
             x = Block(self.heads, self.dropout, name=f"h_{i}")(x, train)
         x = nn.LayerNorm(name="ln_f")(x)
@@ -121,6 +122,7 @@ def dropout_step(state: tuple[Tree, Tree, jax.Array], tokens: jax.Array) -> tupl
 
 # Layers under nn.scan, each rematerialised: the block is traced once, its parameters are stacked.
 
+
 class ScannedBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
@@ -134,8 +136,13 @@ class ScannedGPT(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
         x = nn.Embed(VOCAB, 32, name="wte")(tokens)
-        layers = nn.scan(nn.remat(ScannedBlock, prevent_cse=False), length=3, in_axes=nn.broadcast,
-                         variable_axes={"params": 0}, split_rngs={"params": True})
+        layers = nn.scan(
+            nn.remat(ScannedBlock, prevent_cse=False),
+            length=3,
+            in_axes=nn.broadcast,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+        )
         x, _ = layers(name="layers")(x, nn.make_causal_mask(tokens))
         return nn.Dense(VOCAB, name="head")(nn.LayerNorm(name="ln_f")(x))
 
@@ -150,7 +157,7 @@ def scanned_init(seed: int) -> TrainState:
 # The forward function alone, to be differentiated by its user; one batch, so that its labels
 # can stay with the loss.
 
-FIXED, = tokens(0)
+(FIXED,) = tokens(0)
 
 
 def gpt_params(seed: int) -> Tree:
@@ -172,11 +179,20 @@ def gpt_loss(logits: jax.Array) -> jax.Array:
 
 PROGRAMS = (
     Program("linen_gpt", "train", gpt_step, gpt_init, tokens, products=39),
-    Program("linen_gpt_tied", "train", gpt_step, gpt_tied_init, tokens, products=39,
-            slow=True),
-    Program("linen_gpt_dropout", "train", dropout_step, dropout_init, tokens, products=39,
-            slow=True),
+    Program("linen_gpt_tied", "train", gpt_step, gpt_tied_init, tokens, products=39, slow=True),
+    Program(
+        "linen_gpt_dropout", "train", dropout_step, dropout_init, tokens, products=39, slow=True
+    ),
     Program("linen_gpt_scan_remat", "train", gpt_step, scanned_init, tokens, products=34),
-    Program("linen_gpt_model", "model", gpt_logits, gpt_params, gpt_inputs, products=13,
-            gradient_products=39, loss=gpt_loss, rate=0.5),
+    Program(
+        "linen_gpt_model",
+        "model",
+        gpt_logits,
+        gpt_params,
+        gpt_inputs,
+        products=13,
+        gradient_products=39,
+        loss=gpt_loss,
+        rate=0.5,
+    ),
 )

@@ -122,10 +122,25 @@ def multisteps_step(state: train_state.TrainState, tokens: jax.Array) -> tuple[A
 
 PROGRAMS = (
     Program("linen_mlp_batchnorm", "train", mlp_step, mlp_init, regression, products=8),
-    Program("linen_conv_batchnorm", "train", conv_step, conv_init, images, products=3,
-            convolutions=5),
-    Program("linen_accumulate", "train", accumulate_step, accumulate_init, tokens, products=39,
-            slow=True),
-    Program("linen_multisteps", "train", multisteps_step, multisteps_init, tokens, products=39,
-            slow=True),
+    Program(
+        "linen_conv_batchnorm", "train", conv_step, conv_init, images, products=3, convolutions=5
+    ),
+    Program(
+        "linen_accumulate",
+        "train",
+        accumulate_step,
+        accumulate_init,
+        tokens,
+        products=39,
+        slow=True,
+    ),
+    Program(
+        "linen_multisteps",
+        "train",
+        multisteps_step,
+        multisteps_init,
+        tokens,
+        products=39,
+        slow=True,
+    ),
 )

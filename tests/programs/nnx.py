@@ -32,12 +32,14 @@ def mlp_init(seed: int) -> tuple[Any, Tree, Tree]:
 def mlp_step(state: tuple[Any, Tree, Tree], x: jax.Array, y: jax.Array) -> tuple[Any, jax.Array]:
     graphdef, params, moments = state
     loss, gradients = jax.value_and_grad(
-        lambda params: jnp.mean((nnx.merge(graphdef, params)(x) - y) ** 2))(params)
+        lambda params: jnp.mean((nnx.merge(graphdef, params)(x) - y) ** 2)
+    )(params)
     updates, moments = ADAM.update(gradients, moments, params)
     return (graphdef, optax.apply_updates(params, updates), moments), loss
 
 
 # A transformer whose dropout keys are part of its state, with nnx's own optimizer and gradient.
+
 
 class Block(nnx.Module):
     def __init__(self, width: int, rngs: nnx.Rngs) -> None:
@@ -74,12 +76,14 @@ def transformer_init(seed: int) -> tuple[Any, Tree]:
 def transformer_step(state: tuple[Any, Tree], tokens: jax.Array) -> tuple[Any, jax.Array]:
     model, optimizer = nnx.merge(*state)
     loss, gradients = nnx.value_and_grad(
-        lambda model: next_token_loss(model(tokens[:, :-1]), tokens))(model)
+        lambda model: next_token_loss(model(tokens[:, :-1]), tokens)
+    )(model)
     optimizer.update(model, gradients)
     return nnx.split((model, optimizer)), loss
 
 
 # Batch statistics beside the parameters, split by type.
+
 
 class ConvNet(nnx.Module):
     def __init__(self, rngs: nnx.Rngs) -> None:
@@ -113,8 +117,16 @@ def conv_step(state: tuple[Any, ...], x: jax.Array, y: jax.Array) -> tuple[Any, 
 
 PROGRAMS = (
     Program("nnx_mlp", "train", mlp_step, mlp_init, regression, products=5),
-    Program("nnx_transformer", "train", transformer_step, transformer_init, tokens, products=51,
-            slow=True),
-    Program("nnx_conv_batchnorm", "train", conv_step, conv_init, images, products=3,
-            convolutions=2),
+    Program(
+        "nnx_transformer",
+        "train",
+        transformer_step,
+        transformer_init,
+        tokens,
+        products=51,
+        slow=True,
+    ),
+    Program(
+        "nnx_conv_batchnorm", "train", conv_step, conv_init, images, products=3, convolutions=2
+    ),
 )

@@ -15,6 +15,7 @@ from .program import Program, Tree
 
 def trained(optimizer: optax.GradientTransformationExtraArgs) -> dict[str, Callable[..., Any]]:
     """The `init` and `step` of a train step with this optimizer."""
+
     @jax.jit
     def init(seed: int) -> tuple[Tree, Tree]:
         params = mlp_init(seed)
@@ -33,8 +34,10 @@ OPTIMIZERS = {
     "momentum": optax.sgd(0.03, momentum=0.9, nesterov=True),
     "adam_bfloat16_moment": optax.adam(1e-2, mu_dtype=jnp.bfloat16),
     "adamw_masked": optax.adamw(
-        optax.cosine_decay_schedule(2e-2, 50), weight_decay=0.1,
-        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params)),
+        optax.cosine_decay_schedule(2e-2, 50),
+        weight_decay=0.1,
+        mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+    ),
     "lion": optax.lion(3e-3),
     "adafactor": optax.adafactor(3e-2, min_dim_size_to_factor=8),
     "lamb": optax.lamb(3e-2),
@@ -43,9 +46,17 @@ OPTIMIZERS = {
 }
 
 PROGRAMS = (
-    *(Program(f"optax_{name}", "train", batch=regression, products=8,
-              slow=name == "skip_not_finite", **trained(optimizer))
-      for name, optimizer in OPTIMIZERS.items()),
+    *(
+        Program(
+            f"optax_{name}",
+            "train",
+            batch=regression,
+            products=8,
+            slow=name == "skip_not_finite",
+            **trained(optimizer),
+        )
+        for name, optimizer in OPTIMIZERS.items()
+    ),
     # Newton-Schulz iterations in the update: three products for each weight matrix. They amplify
     # rounding, and diverge within 50 steps when each operand is rounded to E4M3.
     Program("optax_muon", "train", batch=regression, products=17, **trained(contrib.muon(2e-2))),

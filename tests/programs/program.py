@@ -48,8 +48,9 @@ class Program:
     keywords: Callable[[int], dict[str, Any]] = no_keywords
 
 
-def run(step: Callable[..., Tree], program: Program, steps: int | None = None,
-        seed: int = 0) -> tuple[list[float], Tree]:
+def run(
+    step: Callable[..., Tree], program: Program, steps: int | None = None, seed: int = 0
+) -> tuple[list[float], Tree]:
     """The losses of `steps` steps and the last state; `step` stands in for `program.step`."""
     state, losses = program.init(seed), []
     for i in range(program.steps if steps is None else steps):
@@ -58,15 +59,17 @@ def run(step: Callable[..., Tree], program: Program, steps: int | None = None,
     return losses, state
 
 
-def advance(step: Callable[..., Tree], program: Program, state: Tree,
-            i: int) -> tuple[Tree, jax.Array]:
+def advance(
+    step: Callable[..., Tree], program: Program, state: Tree, i: int
+) -> tuple[Tree, jax.Array]:
     """One step: of the program's own for "train", of gradient descent for "model"."""
     arguments, keywords = program.batch(i), program.keywords(i)
     if program.kind == "train":
         outputs = step(state, *arguments, **keywords)
         return outputs[0], program.loss(outputs)
     loss, gradients = jax.value_and_grad(
-        lambda params: program.loss(step(params, *arguments, **keywords)))(state)
+        lambda params: program.loss(step(params, *arguments, **keywords))
+    )(state)
     return descend(state, gradients, program.rate), loss
 
 
@@ -78,10 +81,16 @@ def descend(params: Tree, gradients: Tree, rate: float) -> Tree:
 def count(jaxpr: Any, primitive: str) -> int:
     """Equations of `primitive` in a jaxpr and below: a helper called twice counts twice."""
     inner = getattr(jaxpr, "jaxpr", jaxpr)
-    return sum((equation.primitive.name == primitive)
-               + sum(count(sub, primitive) for value in equation.params.values()
-                     for sub in jax.tree.leaves(value, is_leaf=is_jaxpr) if is_jaxpr(sub))
-               for equation in inner.eqns)
+    return sum(
+        (equation.primitive.name == primitive)
+        + sum(
+            count(sub, primitive)
+            for value in equation.params.values()
+            for sub in jax.tree.leaves(value, is_leaf=is_jaxpr)
+            if is_jaxpr(sub)
+        )
+        for equation in inner.eqns
+    )
 
 
 def is_jaxpr(value: Any) -> bool:
@@ -103,15 +112,18 @@ def host(x: Any) -> np.ndarray:
 
 def same_bits(where: str, x: np.ndarray, y: np.ndarray) -> None:
     assert (x.dtype, x.shape) == (y.dtype, y.shape), (
-        f"{where}: {x.dtype}{x.shape} against {y.dtype}{y.shape}")
+        f"{where}: {x.dtype}{x.shape} against {y.dtype}{y.shape}"
+    )
     same = bits(x) == bits(y)
     if jax.dtypes.issubdtype(x.dtype, np.inexact):
         parts = (lambda v: np.stack([v.real, v.imag], -1)) if np.iscomplexobj(x) else np.asarray
         same |= (np.isnan(parts(x)) & np.isnan(parts(y))).reshape(same.shape)
     if not same.all():
-        at = np.unravel_index(int(np.argmin(same)), same.shape)[:x.ndim]
-        raise AssertionError(f"{where}: {np.sum(~same)} of {same.size} elements differ, "
-                             f"first at {tuple(map(int, at))}: {x[at]!r} against {y[at]!r}")
+        at = np.unravel_index(int(np.argmin(same)), same.shape)[: x.ndim]
+        raise AssertionError(
+            f"{where}: {np.sum(~same)} of {same.size} elements differ, "
+            f"first at {tuple(map(int, at))}: {x[at]!r} against {y[at]!r}"
+        )
 
 
 def bits(x: np.ndarray) -> np.ndarray:

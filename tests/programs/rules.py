@@ -16,6 +16,7 @@ X, Y = regression(0)
 
 # Rounding, with the gradient passed straight through: the true derivative is zero.
 
+
 @jax.custom_vjp
 def quarter(x: jax.Array) -> jax.Array:
     return jnp.round(4 * x) / 4
@@ -32,6 +33,7 @@ def rounded_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 # A product with its own rule: the gradient of the weights is clipped inside the rule.
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def clipped_matmul(x: jax.Array, w: jax.Array, limit: float) -> jax.Array:
@@ -57,6 +59,7 @@ def clipped_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 # log(1 + exp(x)), stable, by custom_jvp; differentiated by the step or by the user.
+
 
 @jax.custom_jvp
 def log1pexp(x: jax.Array) -> jax.Array:
@@ -97,6 +100,7 @@ def fixed_input(i: int) -> tuple[np.ndarray]:
 
 # Stopped gradients: a target network that follows by an exponential average.
 
+
 def target_init(seed: int) -> tuple[Tree, Tree]:
     return mlp_init(seed), mlp_init(seed + 1)
 
@@ -116,26 +120,61 @@ def target_step(state: tuple[Tree, Tree], x: jax.Array, y: jax.Array) -> tuple[T
 # Second order: a step along the gradient, as long as the curvature allows (a Hessian's product
 # with a vector, forward over reverse).
 
+
 def curvature_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array, jax.Array]:
     loss, gradients = jax.value_and_grad(mse)(params, x, y)
     _, along = jax.jvp(lambda p: jax.grad(mse)(p, x, y), (params,), (gradients,))
-    dot = lambda a, b: sum(jnp.vdot(u, v) for u, v in zip(  # noqa: E731
-        jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+    def dot(a, b):
+        pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+        return sum(jnp.vdot(u, v) for u, v in pairs)
+
     rate = jnp.clip(dot(gradients, gradients) / (jnp.abs(dot(gradients, along)) + 1e-6), 0, 0.3)
     return jax.tree.map(lambda p, g: p - rate * g, params, gradients), loss, rate
 
 
 PROGRAMS = (
-    Program("custom_vjp_straight_through", "train", descent(rounded_loss, 0.2), mlp_init,
-            regression, products=8),
-    Program("custom_vjp_matmul", "train", descent(clipped_loss, 0.3), mlp_init, regression,
-            products=9),
-    Program("custom_vjp_model", "model", rounded_forward, mlp_init, fixed_input, products=3,
-            gradient_products=8, loss=fixed_mse, rate=0.2),
-    Program("custom_jvp_log1pexp", "train", descent(softplus_loss, 0.2), mlp_init, regression,
-            products=8),
-    Program("custom_jvp_model", "model", softplus_forward, mlp_init, fixed_input, products=3,
-            gradient_products=8, loss=fixed_mse, rate=0.2),
+    Program(
+        "custom_vjp_straight_through",
+        "train",
+        descent(rounded_loss, 0.2),
+        mlp_init,
+        regression,
+        products=8,
+    ),
+    Program(
+        "custom_vjp_matmul", "train", descent(clipped_loss, 0.3), mlp_init, regression, products=9
+    ),
+    Program(
+        "custom_vjp_model",
+        "model",
+        rounded_forward,
+        mlp_init,
+        fixed_input,
+        products=3,
+        gradient_products=8,
+        loss=fixed_mse,
+        rate=0.2,
+    ),
+    Program(
+        "custom_jvp_log1pexp",
+        "train",
+        descent(softplus_loss, 0.2),
+        mlp_init,
+        regression,
+        products=8,
+    ),
+    Program(
+        "custom_jvp_model",
+        "model",
+        softplus_forward,
+        mlp_init,
+        fixed_input,
+        products=3,
+        gradient_products=8,
+        loss=fixed_mse,
+        rate=0.2,
+    ),
     Program("stop_gradient_target", "train", target_step, target_init, regression, products=11),
     Program("hessian_vector", "train", curvature_step, mlp_init, regression, products=42),
 )

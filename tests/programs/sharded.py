@@ -25,6 +25,7 @@ def grid() -> Mesh:
 
 # Each device sees its rows; the gradients are averaged by hand.
 
+
 def data_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array]:
     @partial(jax.shard_map, mesh=mesh(), in_specs=(P(), P("data"), P("data")), out_specs=P())
     def step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array]:
@@ -39,6 +40,7 @@ def data_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array
 # Weights cut over two devices: one product gathers nothing and sums its parts; the gradient
 # crosses shard_map from outside.
 
+
 @jax.jit
 def tensor_init(seed: int) -> Tree:
     return dense_init(jax.random.key(seed), (8, 32, 4))
@@ -46,8 +48,12 @@ def tensor_init(seed: int) -> Tree:
 
 def tensor_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
     first, second = params
-    specs = ({"w": P(None, "model"), "b": P("model")}, {"w": P("model", None), "b": P()},
-             P("data"), P("data"))
+    specs = (
+        {"w": P(None, "model"), "b": P("model")},
+        {"w": P("model", None), "b": P()},
+        P("data"),
+        P("data"),
+    )
 
     @partial(jax.shard_map, mesh=grid(), in_specs=specs, out_specs=P())
     def loss(first: Tree, second: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
@@ -65,11 +71,16 @@ def tensor_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Arr
 
 # Weights kept in eighths, gathered for use; the gradient of all_gather scatters the sum.
 
+
 def gathered_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array]:
     cut = {"w": P("data"), "b": P()}
 
-    @partial(jax.shard_map, mesh=mesh(), in_specs=([cut, cut], P("data"), P("data")),
-             out_specs=([cut, cut], P()))
+    @partial(
+        jax.shard_map,
+        mesh=mesh(),
+        in_specs=([cut, cut], P("data"), P("data")),
+        out_specs=([cut, cut], P()),
+    )
     def step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array]:
         def loss_fn(params: Tree) -> jax.Array:
             whole = [{**p, "w": jax.lax.all_gather(p["w"], "data", tiled=True)} for p in params]
@@ -82,6 +93,7 @@ def gathered_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.A
 
 
 # Shardings given to jit, and constraints inside.
+
 
 def constrained_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array]:
     def loss_fn(params: Tree) -> jax.Array:
@@ -100,12 +112,35 @@ def constrained_options() -> dict[str, Any]:
 
 
 PROGRAMS = (
-    Program("shard_map_data", "train", data_step, mlp_init, regression, products=8,
-            needs_devices=8),
-    Program("shard_map_tensor", "train", tensor_step, tensor_init, regression, products=5,
-            needs_devices=8),
-    Program("shard_map_gathered", "train", gathered_step, tensor_init, regression, products=5,
-            needs_devices=8),
-    Program("jit_shardings", "train", constrained_step, mlp_init, regression, products=8,
-            needs_devices=8, options=constrained_options),
+    Program(
+        "shard_map_data", "train", data_step, mlp_init, regression, products=8, needs_devices=8
+    ),
+    Program(
+        "shard_map_tensor",
+        "train",
+        tensor_step,
+        tensor_init,
+        regression,
+        products=5,
+        needs_devices=8,
+    ),
+    Program(
+        "shard_map_gathered",
+        "train",
+        gathered_step,
+        tensor_init,
+        regression,
+        products=5,
+        needs_devices=8,
+    ),
+    Program(
+        "jit_shardings",
+        "train",
+        constrained_step,
+        mlp_init,
+        regression,
+        products=8,
+        needs_devices=8,
+        options=constrained_options,
+    ),
 )

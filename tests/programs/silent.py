@@ -18,6 +18,7 @@ X, Y = regression(0)
 # The full-precision model is traced before it is compiled, here by `init`: a tool that swaps
 # functions while it traces then finds JAX's caches filled, and these products stay wide.
 
+
 @jax.jit
 def helper(x: jax.Array, w: jax.Array) -> jax.Array:
     return jax.lax.dot(x, w)
@@ -34,8 +35,11 @@ def scanned(params: Tree, x: jax.Array) -> jax.Array:
 
 def scanned_init(seed: int) -> Tree:
     a, b, c = jax.random.split(jax.random.key(seed), 3)
-    return {"in": jax.random.normal(a, (8, 16)) * 0.35, "out": jax.random.normal(b, (16, 4)) * 0.25,
-            "layers": jax.random.normal(c, (3, 16, 16)) * 0.25}
+    return {
+        "in": jax.random.normal(a, (8, 16)) * 0.35,
+        "out": jax.random.normal(b, (16, 4)) * 0.25,
+        "layers": jax.random.normal(c, (3, 16, 16)) * 0.25,
+    }
 
 
 def dense_by(product: Callable[..., jax.Array]) -> Callable[[Tree, jax.Array], jax.Array]:
@@ -58,6 +62,7 @@ def fixed_loss(outputs: jax.Array) -> jax.Array:
 
 def traced_first(forward: Callable[..., jax.Array], init: Callable[[int], Tree]) -> dict[str, Any]:
     """The `step` and `init` of a train step whose gradient `init` has already run, wide."""
+
     def traced_init(seed: int) -> Tree:
         params = init(seed)
         jax.block_until_ready(jax.jit(jax.grad(loss_of(forward)))(params, X, Y))
@@ -68,11 +73,13 @@ def traced_first(forward: Callable[..., jax.Array], init: Callable[[int], Tree])
 
 OPERATOR, DOT, HELPER = (dense_by(f) for f in (lambda x, w: x @ w, jnp.dot, helper))
 OPERATOR_FIRST, DOT_FIRST, HELPER_FIRST = (
-    traced_first(f, mlp_init) for f in (OPERATOR, DOT, HELPER))
+    traced_first(f, mlp_init) for f in (OPERATOR, DOT, HELPER)
+)
 SCAN_FIRST = traced_first(scanned, scanned_init)
 
 
 # Every activation has exactly the shape of a weight.
+
 
 def smooth(params: Tree, x: jax.Array) -> jax.Array:
     for layer in params[:-1]:
@@ -85,6 +92,7 @@ def square_init(seed: int) -> Tree:
 
 
 # One layer called several times: its scale is used, and must be updated, once a step.
+
 
 class Reused(nn.Module):
     calls: int
@@ -100,9 +108,13 @@ class Reused(nn.Module):
 def reused(calls: int) -> Program:
     model = Reused(calls)
     return Program(
-        f"silent_reuse_{calls}", "train", descent(loss_of(model.apply), 0.1),
-        jax.jit(lambda seed: model.init(jax.random.key(seed), X)), regression,
-        products=3 * calls + 2)
+        f"silent_reuse_{calls}",
+        "train",
+        descent(loss_of(model.apply), 0.1),
+        jax.jit(lambda seed: model.init(jax.random.key(seed), X)),
+        regression,
+        products=3 * calls + 2,
+    )
 
 
 # Micro-batches of very different size, whose gradients are averaged: an amax must be a maximum.
@@ -133,8 +145,10 @@ def micro_scan_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax
 
 
 def micro_loop_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array]:
-    losses, gradients = zip(*(jax.value_and_grad(micro_loss)(params, *batch)
-                              for batch in zip(x, y, strict=True)), strict=True)
+    losses, gradients = zip(
+        *(jax.value_and_grad(micro_loss)(params, *batch) for batch in zip(x, y, strict=True)),
+        strict=True,
+    )
     mean = jax.tree.map(lambda *g: sum(g) / len(g), *gradients)
     return jax.tree.map(lambda p, g: p - 0.2 * g, params, mean), sum(losses) / len(losses)
 
@@ -142,9 +156,10 @@ def micro_loop_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax
 # Products of two gradients: e5m2 with e5m2, which no GPU multiplies. A penalty on the gradient
 # of the input is differentiated again; a Gram matrix of the gradient scales the update.
 
+
 def penalty_loss(params: Tree, x: jax.Array, y: jax.Array) -> jax.Array:
     slope = jax.grad(lambda x: jnp.sum(smooth(params, x)))(x)
-    return jnp.mean((smooth(params, x) - y) ** 2) + 0.003 * jnp.mean(jnp.sum(slope ** 2, -1))
+    return jnp.mean((smooth(params, x) - y) ** 2) + 0.003 * jnp.mean(jnp.sum(slope**2, -1))
 
 
 def gram_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array]:
@@ -160,6 +175,7 @@ def gram_step(params: Tree, x: jax.Array, y: jax.Array) -> tuple[Tree, jax.Array
 
 # Sides below a tile, and none a multiple of 16; bfloat16 inputs that meet float32 weights.
 
+
 def narrow_init(seed: int) -> Tree:
     return dense_init(jax.random.key(seed), (8, 24, 13, 4))
 
@@ -173,18 +189,47 @@ PROGRAMS = (
     Program("silent_first_dot", "train", **DOT_FIRST, batch=regression, products=8),
     Program("silent_first_helper", "train", **HELPER_FIRST, batch=regression, products=8),
     Program("silent_first_scan", "train", **SCAN_FIRST, batch=regression, products=8),
-    Program("silent_first_model", "model", HELPER, HELPER_FIRST["init"], lambda i: (X,),
-            products=3, gradient_products=8, loss=fixed_loss),
-    Program("silent_square", "train", descent(loss_of(smooth), 0.2), square_init,
-            lambda i: regression(0, rows=8), products=11),
-    reused(1), reused(2), reused(4),
+    Program(
+        "silent_first_model",
+        "model",
+        HELPER,
+        HELPER_FIRST["init"],
+        lambda i: (X,),
+        products=3,
+        gradient_products=8,
+        loss=fixed_loss,
+    ),
+    Program(
+        "silent_square",
+        "train",
+        descent(loss_of(smooth), 0.2),
+        square_init,
+        lambda i: regression(0, rows=8),
+        products=11,
+    ),
+    reused(1),
+    reused(2),
+    reused(4),
     Program("silent_micro_scan", "train", micro_scan_step, mlp_init, micro_batch, products=8),
     Program("silent_micro_loop", "train", micro_loop_step, mlp_init, micro_batch, products=32),
-    Program("silent_gradient_penalty", "train", descent(penalty_loss, 0.2), mlp_init, regression,
-            products=22),
+    Program(
+        "silent_gradient_penalty",
+        "train",
+        descent(penalty_loss, 0.2),
+        mlp_init,
+        regression,
+        products=22,
+    ),
     Program("silent_gram", "train", gram_step, mlp_init, regression, products=14),
-    Program("silent_narrow", "train", descent(mse, 0.2), narrow_init,
-            lambda i: regression(i, rows=20), products=8),
-    Program("silent_promotion", "train", descent(promoted_loss, 0.2), mlp_init, regression,
-            products=8),
+    Program(
+        "silent_narrow",
+        "train",
+        descent(mse, 0.2),
+        narrow_init,
+        lambda i: regression(i, rows=20),
+        products=8,
+    ),
+    Program(
+        "silent_promotion", "train", descent(promoted_loss, 0.2), mlp_init, regression, products=8
+    ),
 )
