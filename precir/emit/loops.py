@@ -261,8 +261,18 @@ class LoopWriter:
             self.line(f"{', '.join(targets)} = {called}")
             for list_name, value in appended:
                 self.line(f"{list_name}.append({value})")
+        self._also_carried(loop, arguments)
         self.indent -= 1
         self._after(loop, singles, targets)
+
+    def _also_carried(self, loop: Loop, arguments: list[Argument]) -> None:
+        """Hand a result on to all carried arguments it goes to but the first, which has it."""
+        names: dict[int | None, str] = {}
+        for a in arguments:
+            if a.kind == "carried":
+                first = names.setdefault(loop.ports[a.members[0][0]].carried, a.name)
+                if first != a.name:
+                    self.line(f"{a.name} = {first}")
 
     def _single_name(self, loop: Loop, r: int, arguments: list[Argument]) -> str:
         for a in arguments:
@@ -324,6 +334,7 @@ class LoopWriter:
         if moved:
             left, right = zip(*moved, strict=True)
             self.line(f"{', '.join(left)} = {', '.join(right)}")
+        self._also_carried(loop, arguments)
         self.indent -= 1
         names = [self._carried_or(loop, r, arguments, moved, body) for r in singles]
         self._after(loop, singles, names)
