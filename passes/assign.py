@@ -191,7 +191,9 @@ class _Walk:
         traced = node.outputs[0].type.dtype
         if not low and not (_is_wide(a.type.dtype) and _is_wide(b.type.dtype)):
             written = b.type.dtype if _is_wide(a.type.dtype) else a.type.dtype
-            dtype, reason = None, f"written in {written} by the user"
+            both = not (_is_wide(a.type.dtype) or _is_wide(b.type.dtype))
+            if both or dtype != written:  # one alone would make the product float32 unnoticed
+                dtype, reason = None, f"written in {written} by the user"
         if dtype is None:
             self.settle(node, None)
             self.note(node, reason)
