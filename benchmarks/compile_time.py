@@ -10,7 +10,8 @@ numbers are medians over the rounds.
 
 A first call is taken apart into its steps, which `jax.stages` offers one by one: trace, lower to
 StableHLO, XLA's compile, run. precir adds two between trace and lower: its own work (lower to its
-graph, the passes, emission, import of the module) and the trace of the emitted code.
+graph, the passes, emission, import of the module) and the trace of the emitted code, with which
+what JAX does besides running the two functions is counted.
 
 Two clocks: the processor time of the whole process, XLA's threads included, and the time on the
 wall. Verdicts go by processor time, which other programs on the machine change least. Results are
@@ -19,6 +20,7 @@ ratios, no seconds: those of a CPU say nothing about another.
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -149,22 +151,21 @@ class Timer:
         passed = np.array([time.process_time(), time.perf_counter()]) - start
         self.phases[phase] = self.phases.get(phase, 0.0) + passed
 
-    def watch(self, owner: Any, name: str) -> None:
-        """From here on, count the time spent in this function under its name."""
-        function = getattr(owner, name)
+    def timed(self, function: Callable[..., Any], phase: str) -> Callable[..., Any]:
+        """The function, its time counted."""
 
+        @functools.wraps(function)
         def timed(*args: Any, **kwargs: Any) -> Any:
-            with self(name):
+            with self(phase):
                 return function(*args, **kwargs)
 
-        setattr(owner, name, timed)
+        return timed
 
-    def split_trace(self) -> None:
-        """Split the time of the trace: of the original, precir's own work, of what it emitted."""
-        phases = self.phases
-        original = phases.pop("program") - phases["make_program"]
-        own = phases.pop("make_program") + phases.pop("emit") + phases.pop("load")
-        phases |= {"precir": own, "retrace": phases["trace"] - original - own, "trace": original}
+    def watch_precir(self) -> None:
+        """Count the time of precir's own work from here on."""
+        for module, name in (("compile", "make_program"), ("program", "emit"), ("program", "load")):
+            owner = sys.modules[f"precir.{module}"]
+            setattr(owner, name, self.timed(getattr(owner, name), "precir"))
 
 
 def measure(case: Case, recipe: str | None) -> dict[str, Any]:
@@ -174,16 +175,15 @@ def measure(case: Case, recipe: str | None) -> dict[str, Any]:
     timer = Timer()
     if recipe is None:
         compiled = jax.jit(step)
+        with timer("trace"):
+            traced = compiled.trace(*args)
     else:
-        compiled = precir.compile(step, recipe=recipe)
-        timer.watch(compiled, "program")
-        timer.watch(sys.modules["precir.compile"], "make_program")
-        timer.watch(sys.modules["precir.program"], "emit")
-        timer.watch(sys.modules["precir.program"], "load")
-    with timer("trace"):
-        traced = compiled.trace(*args)
-    if recipe is not None:
-        timer.split_trace()
+        compiled = precir.compile(timer.timed(step, "trace"), recipe=recipe)
+        timer.watch_precir()
+        with timer("all"):
+            traced = compiled.trace(*args)
+        parts = timer.phases
+        parts["retrace"] = parts.pop("all") - parts["trace"] - parts["precir"]
     with timer("lower"):
         lowered = traced.lower()
     with timer("XLA"):

@@ -1,0 +1,72 @@
+"""What benchmarks/ measures, where it can be had in seconds: lengths, linearity, phases."""
+
+import importlib.util
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@cache
+def benchmark(name: str) -> ModuleType:
+    path = ROOT / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def emitted(layers: int, recipe: str) -> Any:
+    return benchmark("readable").emit(layers, recipe)
+
+
+RECIPES = ("float32", "bf16-mixed", "fp8")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_emitted_train_step_reads_like_code(recipe: str) -> None:
+    assert list(emitted(4, recipe).faults()) == []
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "layers",
+    # Past ten layers the order of a dict's keys is not that of their numbers.
+    [8, pytest.param(12, marks=pytest.mark.slow), pytest.param(24, marks=pytest.mark.slow)],
+)
+def test_emitted_train_step_is_as_long_at_any_depth(recipe: str, layers: int) -> None:
+    assert emitted(layers, recipe).lines == emitted(4, recipe).lines
+
+
+def test_a_table_of_ops_is_a_fault() -> None:
+    module = benchmark("readable").Module("OPS = [('add', 0, 1)]\n")
+    assert list(module.faults()) == ["line 1 is a table"]
+
+
+@pytest.mark.parametrize("program", ["train", "random", "nested"])
+def test_scaling_measures_about_as_many_equations_as_asked(program: str) -> None:
+    scaling = benchmark("scaling")
+    found = scaling.measure(scaling.PROGRAMS[program](400), "fp8", None)
+    assert 200 < found["equations"] < 800
+    assert found["all"] > 0
+
+
+@pytest.mark.slow
+def test_a_first_call_is_measured_phase_by_phase() -> None:
+    compile_time = benchmark("compile_time")
+    case = compile_time.Case(1)
+    plain = compile_time.in_process(case, None)
+    found = compile_time.in_process(case, "float32")
+    assert set(found["phases"]) == set(compile_time.PHASES)
+    assert set(plain["phases"]) == set(compile_time.PHASES) - {"precir", "retrace"}
+    row = compile_time.make_row(case, "float32", [plain], [found])
+    assert len(row) == len(compile_time.HEADINGS)
