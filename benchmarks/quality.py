@@ -147,7 +147,7 @@ UNIT = Entry(
 
 PARTS = {
     "default": (gpt.make_train_step, (FLOAT32, BF16, FP8)),
-    "outlier": (make_outlier_step, (FLOAT32, BF16, FP8)),
+    "outlier": (make_outlier_step, (FLOAT32, BF16, FP8, UNIT)),
     "small-gradient": (make_small_gradient_step, (FLOAT32, BF16, FP8, UNIT)),
 }
 
