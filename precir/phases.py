@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from precir.ir import BACKWARD, FORWARD, UNPHASED, UPDATE, Graph, Node, Value
+from precir.ir import BACKWARD, FORWARD, UPDATE, Graph, Node, Value
 
 
 def complete_phases(graph: Graph, default: str = FORWARD) -> None:
@@ -14,16 +14,15 @@ def complete_phases(graph: Graph, default: str = FORWARD) -> None:
     belongs to the update if it depends on a gradient, or feeds only such nodes; else it is part
     of the forward program. Where nothing is differentiated all is `default`.
     """
+    named = {node for node in graph.nodes if node.phase}
+    if any(_is_backward(n) for n in graph.nodes):
+        _settle(graph.nodes, _after_gradient(graph.nodes), default)
     for node in graph.nodes:
+        node.phase = node.phase or default
         for region in node.regions:
-            inner = node.phase or (UNPHASED if _has_backward(region) else default)
-            complete_phases(region, inner or default)
-    if not any(_is_backward(n) for n in graph.nodes):
-        for node in graph.nodes:
-            node.phase = node.phase or default
-        return
-    after = _after_gradient(graph.nodes)
-    _settle(graph.nodes, after, default)
+            # A loop that differentiates holds forward nodes too; any other is all of its phase.
+            own = node in named or not _has_backward(region)
+            complete_phases(region, node.phase if own else default)
 
 
 def _is_backward(node: Node) -> bool:
