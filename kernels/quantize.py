@@ -17,7 +17,6 @@ from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
 from precir.formats import E4M3, E5M2, Format, format_of
-from precir.kernels.narrow import narrow
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray
 
@@ -96,11 +95,6 @@ def _reference(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Arra
     return lax.convert_element_type(scaled, dtype), scale
 
 
-def _on_cpu(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
-    scaled, scale = _scaled(x, dtype, batch_ndim)
-    return narrow(scaled, format_of(dtype)), scale
-
-
 def _scaled(x: Array, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
     """The tensor over its scale in float32, and the scale of each example."""
     wide = lax.convert_element_type(x, np.float32)
@@ -124,9 +118,7 @@ def _batch(
     return results, (0, 0)
 
 
-quantize_p = kernel_primitive(
-    "precir_quantize", _reference, platforms={"cpu": _on_cpu}, batch=_batch
-)
+quantize_p = kernel_primitive("precir_quantize", _reference, platforms={}, batch=_batch)
 
 
 def _array(x: ArrayLike) -> Array:

@@ -10,8 +10,7 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from precir.errors import PrecirError
-from precir.formats import E4M3, E5M2, format_of
-from precir.kernels.narrow import widen
+from precir.formats import E4M3, E5M2
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray
 
@@ -62,12 +61,6 @@ def _reference(*operands: Array, dimension_numbers: DimensionNumbers, out: DType
     values = _values(operands, np.float32)
     product = lax.dot_general(*values, dimension_numbers, preferred_element_type=np.float32)
     return (product.astype(out),)
-
-
-def _on_cpu(*operands: Array, dimension_numbers: DimensionNumbers, out: DType) -> Results:
-    a, a_scale, b, b_scale = operands
-    wide = widen(a, format_of(a.dtype)), a_scale, widen(b, format_of(b.dtype)), b_scale
-    return _reference(*wide, dimension_numbers=dimension_numbers, out=out)
 
 
 def _on_cuda(*operands: Array, dimension_numbers: DimensionNumbers, out: DType) -> Results:
@@ -154,7 +147,7 @@ def _shifted(axes: Axes) -> Axes:
 
 
 scaled_dot_p = kernel_primitive(
-    "precir_scaled_dot", _reference, platforms={"cpu": _on_cpu, "cuda": _on_cuda}, batch=_batch
+    "precir_scaled_dot", _reference, platforms={"cuda": _on_cuda}, batch=_batch
 )
 
 

@@ -19,7 +19,6 @@ from jax.sharding import PartitionSpec as P
 from precir.errors import DerivativeError
 from precir.formats import F16, Format, UnknownFormat
 from precir.kernels import E4M3, E5M2, ScaledArray, quantize, scaled_dot
-from precir.kernels.narrow import narrow, widen
 from precir.kernels.quantize import QuantizeError, power_of_two_scale, quantize_reference
 from precir.kernels.scaled_dot import ScaledDotError, _on_cuda, _scaled, scaled_dot_reference
 
@@ -90,28 +89,6 @@ def test_scale_is_the_smallest_without_overflow(format: Format) -> None:
     ratio = amax.astype(np.float64) / scale
     assert np.all(ratio <= format.max)
     assert np.all((ratio > format.max / 2) | (scale == 2.0**-126))
-
-
-@FORMATS
-def test_narrow_is_the_cast(format: Format) -> None:
-    # Rounding sees the upper bits and whether any of the lower ones is set: 20 bits and three
-    # fillings of the other 12 meet every case, every bfloat16 among them.
-    upper = np.arange(2**20, dtype=np.uint32) << 12
-    x = np.concatenate([upper | low for low in (0, 1, 0xFFF)]).astype(np.uint32).view(np.float32)
-    actual = np.asarray(jax.jit(narrow, static_argnums=1)(x, format))
-    flushed = np.where(np.abs(x) < 2.0**-126, np.copysign(np.float32(0), x), x)
-    with np.errstate(invalid="ignore", over="ignore"):
-        assert_same_bits(actual, flushed.astype(format.dtype))
-    xla = np.asarray(jax.jit(lambda x: x.astype(format.dtype))(x))
-    np.testing.assert_array_equal(actual.view(np.uint8), xla.view(np.uint8))
-
-
-@FORMATS
-def test_widen_is_the_cast(format: Format) -> None:
-    codes = np.arange(256, dtype=np.uint8).view(format.dtype)
-    actual = np.asarray(jax.jit(widen, static_argnums=1)(codes, format))
-    np.testing.assert_array_equal(actual, codes.astype(np.float32))
-    np.testing.assert_array_equal(np.signbit(actual), np.signbit(codes.astype(np.float32)))
 
 
 # --- quantize

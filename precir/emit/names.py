@@ -64,18 +64,24 @@ class Names:
 
     def __init__(self, outer: Names | None = None) -> None:
         self._used: dict[str, int] = {}
+        self._inside: set[str] = set()  # names of inner functions, which must not hide ours
         self._outer = outer
 
     def reserve(self, name: str) -> str:
         self._used[name] = 1
+        outer = self._outer
+        while outer is not None:
+            outer._inside.add(name)
+            outer = outer._outer
         return name
 
     def taken(self, name: str) -> bool:
-        return (
-            name in _RESERVED
-            or name in self._used
-            or (self._outer is not None and self._outer.taken(name))
-        )
+        return name in self._inside or self._seen(name)
+
+    def _seen(self, name: str) -> bool:
+        """Whether code here would find the name to mean something."""
+        outer = self._outer is not None and self._outer._seen(name)
+        return outer or name in _RESERVED or name in self._used
 
     def exact(self, wish: str) -> str:
         """`wish` as it is, numbered if taken."""
