@@ -51,7 +51,7 @@ def save(emitted: Emitted, path: str | Path) -> None:
     if emitted.externals:
         held = ", ".join(sorted({type(e).__name__ for e in emitted.externals}))
         raise EmitError(
-            f"the emitted module refers to objects without source text ({held}): "
+            f"the emitted module refers to objects with no source text ({held}): "
             "it cannot stand alone",
             fix="compile without the callback or custom pytree that holds them, "
             "or keep using the compiled function",
