@@ -229,4 +229,5 @@ def _rounded(value: Any, dtype: str) -> Any:
         return value
     import jax.numpy as jnp
 
-    return float(np.asarray(value).astype(getattr(jnp, dtype)).astype(np.float64))
+    with np.errstate(over="ignore"):  # a mask of -1e9 is -inf in float16
+        return float(np.asarray(value).astype(getattr(jnp, dtype)).astype(np.float64))
