@@ -5,6 +5,8 @@ import os
 import pytest
 from hypothesis import settings
 
+os.environ["COLUMNS"] = "120"  # rich takes the width of the terminal it happens to be in
+
 # Both are read when JAX first starts, so they are set here, before any test imports it.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["XLA_FLAGS"] = " ".join(
