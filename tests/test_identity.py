@@ -114,9 +114,9 @@ def test_instructions(program: Program) -> None:
         assert_same_instructions(mine, theirs)
 
 
-# Called again, lax.cond and lax.scan see that a branch or a body only hands on an input, which
-# JAX's own derivative of them does not look for: one value less to carry, nothing else.
-FEWER = {"cond_loss", "linen_gpt_scan_remat"}
+# These need fewer: lax.cond and lax.scan, called again, see that a branch only hands on an input
+# or that a value is a constant, and carry one value less than JAX's own derivative of them does.
+FEWER = {"cond_loss", "linen_gpt_scan_remat", "linen_accumulate", "layers_scan_remat"}
 
 
 def size(compiled: Any) -> int:
