@@ -31,9 +31,10 @@ def wrap(line: str) -> list[str]:
     if comment:
         lines.insert(0, " " * indent + comment)
     current = inner
+    alone = len(items) == 1 and code[:stop].rstrip().endswith(",")  # a tuple of one
     for n, item in enumerate(items):
         last = n + 1 == len(items)
-        piece = item if clauses or last else item + ","
+        piece = item if clauses or (last and not alone) else item + ","
         if current != inner and (clauses or len(current) + 1 + len(piece) > WIDTH):
             lines.append(current)
             current = inner
