@@ -146,6 +146,12 @@ def _split(node: Node, w: Writer) -> Template:
     )
 
 
+def _unstack(node: Node, w: Writer) -> Template:
+    pattern = "({},)" if len(node.outputs) == 1 else None
+    axis = f", axis={node.params['axis']}" if node.params["axis"] else ""
+    return Template(("lax.unstack(", Hole(0), f"{axis})"), targets=pattern)
+
+
 def _squeeze(node: Node, w: Writer) -> Template:
     return Template(("lax.squeeze(", Hole(0), f", {source(tuple(node.params['dimensions']), w)})"))
 
@@ -168,6 +174,8 @@ OPS: tuple[Op, ...] = (
     Op("pad", FOLLOW, call("lax.pad", positional=("padding_config",))),
     Op("concatenate", FOLLOW, _concatenate),
     Op("split", MOVE, _split),
+    Op("stack", FOLLOW, call("lax.stack", packed=True, keywords={"axis": 0})),
+    Op("unstack", MOVE, _unstack),
     Op("dynamic_slice", MOVE, _dynamic_slice),
     Op("dynamic_update_slice", FOLLOW, _dynamic_update_slice),
     Op("iota", OWN, _iota),
