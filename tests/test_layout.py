@@ -26,7 +26,7 @@ LAYERS = (
     ("precir.recipe",),
     ("precir.passes.*",),
     ("precir.describe", "precir.program", "precir.vjp"),
-    ("precir.report.*", "precir.dump", "precir.compile"),
+    ("precir.report.*", "precir.dump", "precir.observe", "precir.compile"),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),
 )
