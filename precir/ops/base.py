@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from precir.ir import Literal, Node
+from precir.ops.facts.context import Rule
 from precir.ops.writing import (
     ATOM,
     BIT_AND,
@@ -46,10 +47,17 @@ Write = Callable[[Node, Writer], Template]
 
 @dataclass(frozen=True)
 class Op:
-    """All that precir knows of an op. Every field is required: a missing rule is a type error."""
+    """All that precir knows of an op. Every field is required: a missing rule is a type error.
+
+    Attributes:
+      keeps: how a recipe treats its precision.
+      fact: what its results hold, from what its operands hold (`precir.ops.facts`).
+      write: how it is written as source.
+    """
 
     name: str
     keeps: Keeps
+    fact: Rule
     write: Write
 
 
@@ -141,12 +149,16 @@ def kind(dtype: str) -> str:
     return "int" if dtype in ("int32", "int64", "uint32", "uint64") else "other"
 
 
-def unary(name: str, keeps: Keeps, *, function: str | None = None, **keywords: Any) -> Op:
-    return Op(name, keeps, call(function or f"lax.{name}", keywords=keywords))
+def unary(
+    name: str, keeps: Keeps, fact: Rule, *, function: str | None = None, **keywords: Any
+) -> Op:
+    return Op(name, keeps, fact, call(function or f"lax.{name}", keywords=keywords))
 
 
-def binary(name: str, keeps: Keeps, *, function: str | None = None, **keywords: Any) -> Op:
-    return Op(name, keeps, call(function or f"lax.{name}", keywords=keywords))
+def binary(
+    name: str, keeps: Keeps, fact: Rule, *, function: str | None = None, **keywords: Any
+) -> Op:
+    return Op(name, keeps, fact, call(function or f"lax.{name}", keywords=keywords))
 
 
 def bind(node: Node, w: Writer) -> Template:

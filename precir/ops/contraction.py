@@ -6,6 +6,7 @@ import numpy as np
 
 from precir.ir import Literal, Node
 from precir.ops.base import Keeps, Op, call
+from precir.ops.facts import folds
 from precir.ops.writing import PRODUCT, REQUIRED, Hole, Template, Writer
 
 
@@ -35,10 +36,11 @@ _dot_general = call(
 )
 
 OPS: tuple[Op, ...] = (
-    Op("dot_general", Keeps.PRODUCT, _dot),
+    Op("dot_general", Keeps.PRODUCT, folds.dot_general, _dot),
     Op(
         "conv_general_dilated",
         Keeps.CONVOLUTION,
+        folds.convolution,
         call(
             "lax.conv_general_dilated",
             positional=("window_strides", "padding"),

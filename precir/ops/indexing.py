@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from precir.ir import Node
 from precir.ops.base import Keeps, Op, bind, call
+from precir.ops.facts import moving
+from precir.ops.facts.context import Rule
 from precir.ops.writing import DROPPED, REQUIRED, Template, Writer
 
 _SCATTER = {
@@ -15,20 +17,21 @@ _SCATTER = {
 }
 
 
-def _scatter(name: str, function: str, keeps: Keeps = Keeps.FOLLOW) -> Op:
+def _scatter(name: str, function: str, fact: Rule, keeps: Keeps = Keeps.FOLLOW) -> Op:
     plain = call(function, positional=("dimension_numbers",), keywords=_SCATTER)
 
     def write(node: Node, w: Writer) -> Template:
         applies = name == "scatter" and node.params["update_jaxpr"] is not None
         return bind(node, w) if applies else plain(node, w)
 
-    return Op(name, keeps, write)
+    return Op(name, keeps, fact, write)
 
 
 OPS: tuple[Op, ...] = (
     Op(
         "gather",
         Keeps.MOVE,
+        moving.gather,
         call(
             "lax.gather",
             positional=("dimension_numbers", "slice_sizes"),
@@ -40,10 +43,10 @@ OPS: tuple[Op, ...] = (
             },
         ),
     ),
-    _scatter("scatter", "lax.scatter"),
-    _scatter("scatter-add", "lax.scatter_add", Keeps.WIDE),
-    _scatter("scatter-sub", "lax.scatter_sub", Keeps.WIDE),
-    _scatter("scatter-mul", "lax.scatter_mul"),
-    _scatter("scatter-min", "lax.scatter_min"),
-    _scatter("scatter-max", "lax.scatter_max"),
+    _scatter("scatter", "lax.scatter", moving.scatter),
+    _scatter("scatter-add", "lax.scatter_add", moving.scatter_add, Keeps.WIDE),
+    _scatter("scatter-sub", "lax.scatter_sub", moving.scatter_sub, Keeps.WIDE),
+    _scatter("scatter-mul", "lax.scatter_mul", moving.scatter_mul),
+    _scatter("scatter-min", "lax.scatter_min", moving.scatter_min),
+    _scatter("scatter-max", "lax.scatter_max", moving.scatter_max),
 )

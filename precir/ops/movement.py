@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from precir.ir import Literal, Node
 from precir.ops.base import Keeps, Op, bind, call
+from precir.ops.facts import moving, pointwise
 from precir.ops.writing import ATOM, REQUIRED, Hole, Template, Writer, source
 
 MOVE, FOLLOW, OWN = Keeps.MOVE, Keeps.FOLLOW, Keeps.OWN
@@ -164,20 +165,25 @@ def _barrier(node: Node, w: Writer) -> Template:
 
 
 OPS: tuple[Op, ...] = (
-    Op("reshape", MOVE, _reshape),
-    Op("transpose", MOVE, _transpose),
-    Op("broadcast_in_dim", MOVE, _broadcast),
-    Op("squeeze", MOVE, _squeeze),
-    Op("expand_dims", MOVE, call("lax.expand_dims", keywords={"dimensions": REQUIRED})),
-    Op("slice", MOVE, _slice),
-    Op("rev", MOVE, call("lax.rev", positional=("dimensions",))),
-    Op("pad", FOLLOW, call("lax.pad", positional=("padding_config",))),
-    Op("concatenate", FOLLOW, _concatenate),
-    Op("split", MOVE, _split),
-    Op("stack", FOLLOW, call("lax.stack", packed=True, keywords={"axis": 0})),
-    Op("unstack", MOVE, _unstack),
-    Op("dynamic_slice", MOVE, _dynamic_slice),
-    Op("dynamic_update_slice", FOLLOW, _dynamic_update_slice),
-    Op("iota", OWN, _iota),
-    Op("optimization_barrier", OWN, _barrier),
+    Op("reshape", MOVE, pointwise.same_as_operand, _reshape),
+    Op("transpose", MOVE, pointwise.same_as_operand, _transpose),
+    Op("broadcast_in_dim", MOVE, pointwise.same_as_operand, _broadcast),
+    Op("squeeze", MOVE, pointwise.same_as_operand, _squeeze),
+    Op(
+        "expand_dims",
+        MOVE,
+        pointwise.same_as_operand,
+        call("lax.expand_dims", keywords={"dimensions": REQUIRED}),
+    ),
+    Op("slice", MOVE, pointwise.same_as_operand, _slice),
+    Op("rev", MOVE, pointwise.same_as_operand, call("lax.rev", positional=("dimensions",))),
+    Op("pad", FOLLOW, moving.pad, call("lax.pad", positional=("padding_config",))),
+    Op("concatenate", FOLLOW, pointwise.joined, _concatenate),
+    Op("split", MOVE, pointwise.same_as_operand, _split),
+    Op("stack", FOLLOW, pointwise.joined, call("lax.stack", packed=True, keywords={"axis": 0})),
+    Op("unstack", MOVE, pointwise.same_as_operand, _unstack),
+    Op("dynamic_slice", MOVE, pointwise.same_as_operand, _dynamic_slice),
+    Op("dynamic_update_slice", FOLLOW, moving.dynamic_update_slice, _dynamic_update_slice),
+    Op("iota", OWN, moving.iota, _iota),
+    Op("optimization_barrier", OWN, moving.passed_on, _barrier),
 )

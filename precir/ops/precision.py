@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from precir.ir import Node
 from precir.ops.base import Keeps, Op
+from precir.ops.facts import folds, pointwise
 from precir.ops.writing import ATOM, Hole, Template, Writer, dtype_source, source
 
 OWN = Keeps.OWN
@@ -29,7 +30,7 @@ def _scaled_dot(node: Node, w: Writer) -> Template:
 
 
 OPS: tuple[Op, ...] = (
-    Op("cast", OWN, _cast),
-    Op("quantize", OWN, _quantize),
-    Op("scaled_dot", OWN, _scaled_dot),
+    Op("cast", OWN, pointwise.convert, _cast),
+    Op("quantize", OWN, folds.quantize, _quantize),
+    Op("scaled_dot", OWN, folds.scaled_dot, _scaled_dot),
 )

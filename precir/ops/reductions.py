@@ -6,12 +6,14 @@ from typing import Any
 
 from precir.ir import Node
 from precir.ops.base import Keeps, Op, Write, bind, call
+from precir.ops.facts import folds, functions, moving, pointwise
+from precir.ops.facts.context import Rule
 from precir.ops.writing import REQUIRED, Hole, Template, Writer, source
 
 WIDE, FOLLOW, OWN, MOVE = Keeps.WIDE, Keeps.FOLLOW, Keeps.OWN, Keeps.MOVE
 
 
-def _reduce(method: str, keeps: Keeps, name: str) -> Op:
+def _reduce(method: str, keeps: Keeps, name: str, fact: Rule) -> Op:
     exact = call(f"lax.{name}", keywords={"axes": REQUIRED, "out_sharding": None})
 
     def write(node: Node, w: Writer) -> Template:
@@ -27,11 +29,12 @@ def _reduce(method: str, keeps: Keeps, name: str) -> Op:
         axis = source(axes[0] if len(axes) == 1 else axes, w)
         return Template((f"jnp.{method}(", Hole(0), f", axis={axis})"))
 
-    return Op(name, keeps, write)
+    return Op(name, keeps, fact, write)
 
 
 def _logical(name: str) -> Op:
-    return Op(name, OWN, call(f"lax.{name}", keywords={"axes": REQUIRED, "out_sharding": None}))
+    written = call(f"lax.{name}", keywords={"axes": REQUIRED, "out_sharding": None})
+    return Op(name, OWN, functions.anything, written)
 
 
 def _arg(name: str) -> Op:
@@ -42,11 +45,12 @@ def _arg(name: str) -> Op:
         dtype = source(node.params["index_dtype"], w)
         return Template((f"lax.{name}(", Hole(0), f", {axes[0]}, {dtype})"))
 
-    return Op(name, FOLLOW, write)
+    return Op(name, FOLLOW, folds.argument, write)
 
 
-def _cumulative(name: str, keeps: Keeps) -> Op:
-    return Op(name, keeps, call(f"lax.{name}", keywords={"axis": REQUIRED, "reverse": False}))
+def _cumulative(name: str, keeps: Keeps, fact: Rule) -> Op:
+    written = call(f"lax.{name}", keywords={"axis": REQUIRED, "reverse": False})
+    return Op(name, keeps, fact, written)
 
 
 def _computation(node: Node, w: Writer, count: int) -> str:
@@ -102,22 +106,22 @@ def _top_k(node: Node, w: Writer) -> Template:
 
 
 OPS: tuple[Op, ...] = (
-    _reduce("sum", WIDE, "reduce_sum"),
-    _reduce("prod", WIDE, "reduce_prod"),
-    _reduce("max", FOLLOW, "reduce_max"),
-    _reduce("min", FOLLOW, "reduce_min"),
+    _reduce("sum", WIDE, "reduce_sum", folds.reduce_sum),
+    _reduce("prod", WIDE, "reduce_prod", folds.reduce_prod),
+    _reduce("max", FOLLOW, "reduce_max", folds.reduce_extremum(largest=True)),
+    _reduce("min", FOLLOW, "reduce_min", folds.reduce_extremum(largest=False)),
     _logical("reduce_and"),
     _logical("reduce_or"),
     _logical("reduce_xor"),
     _arg("argmax"),
     _arg("argmin"),
-    Op("reduce", OWN, _general_reduce),
-    _cumulative("cumsum", WIDE),
-    _cumulative("cumprod", WIDE),
-    _cumulative("cumlogsumexp", WIDE),
-    _cumulative("cummax", FOLLOW),
-    _cumulative("cummin", FOLLOW),
-    Op("sort", FOLLOW, _sort),
-    Op("top_k", FOLLOW, _top_k),
-    Op("reduce_window", OWN, _reduce_window),
+    Op("reduce", OWN, functions.anything, _general_reduce),
+    _cumulative("cumsum", WIDE, folds.cumsum),
+    _cumulative("cumprod", WIDE, folds.cumprod),
+    _cumulative("cumlogsumexp", WIDE, folds.cumlogsumexp),
+    _cumulative("cummax", FOLLOW, pointwise.same_as_operand),
+    _cumulative("cummin", FOLLOW, pointwise.same_as_operand),
+    Op("sort", FOLLOW, moving.sort, _sort),
+    Op("top_k", FOLLOW, moving.top_k, _top_k),
+    Op("reduce_window", OWN, functions.anything, _reduce_window),
 )

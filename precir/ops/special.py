@@ -10,8 +10,12 @@ import numpy as np
 from precir.errors import EmitError
 from precir.ir import Node, Region
 from precir.ops.base import Keeps, Op, call
+from precir.ops.facts import folds, functions, moving, pointwise
+from precir.ops.facts.context import Rule
 from precir.ops.writing import DROPPED, Hole, Opaque, Template, Writer, jaxpr_source, source
 from precir.primitives import import_path, primitive_named
+
+OWN = Keeps.OWN
 
 
 def bind_template(node: Node, w: Writer) -> Template:
@@ -51,8 +55,8 @@ def _parameter(node: Node, value: object, w: Writer) -> str:
         return w.external(value if opaque.value is not value else opaque.value)
 
 
-def bound(name: str, keeps: Keeps = Keeps.OWN) -> Op:
-    return Op(name, keeps, bind_template)
+def bound(name: str, fact: Rule = functions.anything) -> Op:
+    return Op(name, OWN, fact, bind_template)
 
 
 def unknown(name: str) -> Op:
@@ -68,22 +72,34 @@ OPS: tuple[Op, ...] = (
          "householder_product", "geqrf", "geqp3", "hessenberg", "tridiagonal", "schur",
          "lu_pivots_to_permutation", "cholesky_update", "symmetric_product"],
     ),
-    Op("fft", Keeps.OWN, call("lax.fft", positional=("fft_type", "fft_lengths"))),
+    Op("fft", OWN, folds.fourier, call("lax.fft", positional=("fft_type", "fft_lengths"))),
     # collectives
-    Op("psum", Keeps.OWN, bind_template),
-    *map(
-        bound,
-        ["psum_invariant", "pvary", "pmax", "pmin", "ppermute", "all_gather",
-         "all_gather_invariant", "all_to_all", "reduce_scatter", "axis_index", "pcast",
-         "psum_scatter"],
-    ),
-    Op("sharding_constraint", Keeps.OWN, call(
+    bound("psum", folds.psum),
+    bound("psum_invariant", folds.psum),
+    bound("pmax", moving.passed_on),
+    bound("pmin", moving.passed_on),
+    bound("pvary", moving.passed_on),
+    bound("pcast", moving.passed_on),
+    bound("ppermute", moving.or_zero),
+    bound("all_gather", moving.passed_on),
+    bound("all_gather_invariant", moving.passed_on),
+    bound("all_to_all", moving.passed_on),
+    bound("reduce_scatter", folds.reduce_scatter),
+    bound("psum_scatter", folds.reduce_scatter),
+    bound("axis_index", folds.axis_index),
+    Op("sharding_constraint", OWN, pointwise.same_as_operand, call(
         "lax.with_sharding_constraint", positional=("sharding",),
         keywords={"layout": None, "context_mesh": DROPPED, "unconstrained_dims": frozenset(),
                   "resource_env": None},
     )),
-    *map(bound, ["reduce_window_sum", "reduce_window_max", "reduce_window_min",
-                 "select_and_gather_add", "select_and_scatter_add", "select_and_scatter",
-                 "approx_top_k", "device_put", "ragged_dot_general", "debug_callback",
-                 "pure_callback", "io_callback"]),
+    # windows
+    bound("reduce_window_sum", folds.window_sum),
+    bound("reduce_window_max", folds.window_extremum(largest=True)),
+    bound("reduce_window_min", folds.window_extremum(largest=False)),
+    bound("select_and_gather_add", folds.gather_windows),
+    bound("select_and_scatter_add", folds.scatter_windows),
+    bound("device_put", moving.passed_on),
+    bound("ragged_dot_general", folds.ragged_dot),
+    *map(bound, ["select_and_scatter", "approx_top_k", "debug_callback", "pure_callback",
+                 "io_callback"]),
 )  # fmt: skip

@@ -1,0 +1,218 @@
+"""Forward inference: what every value of a program holds, from what is known of its inputs.
+
+Each op's rule (`precir.ops.facts`) gives its results in exact arithmetic; the driver here rounds
+them into their dtypes, goes through loops and branches, and keeps the facts of every value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from precir.domains.fact import (
+    ANYTHING,
+    PROVED,
+    UNKNOWN,
+    Basis,
+    Fact,
+    join,
+    of_array,
+    of_number,
+    project,
+    top,
+)
+from precir.domains.kinds import SPECIAL
+from precir.ir import Graph, Literal, Node, Operand, Value
+from precir.ops import op_named
+from precir.ops.facts.guards import DEPTH, ELEMENTWISE
+
+MODEST = 1e3  # a bound as small as this does not hang on unknown inputs any more
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of each value of a graph, sub-graphs included, whatever path leads there.
+
+    Attributes:
+      of_value: by value.
+      exact: of each node whose results did not fit their dtypes as they were (overflow,
+        underflow), what they would hold without rounding.
+    """
+
+    of_value: Mapping[Value, Fact]
+    exact: Mapping[Node, tuple[Fact, ...]]
+
+    def __getitem__(self, operand: Operand) -> Fact:
+        if isinstance(operand, Literal):
+            return literal_fact(operand)
+        return self.of_value.get(operand) or top(operand.type.dtype)
+
+
+def infer_facts(
+    graph: Graph, inputs: Sequence[Fact | None] = (), *, keep_exact: bool = True
+) -> Facts:
+    """Facts of every value of `graph`.
+
+    Args:
+      graph: the program.
+      inputs: what is known of each of its inputs; None, or left out, is nothing.
+      keep_exact: whether to keep what results would hold without rounding.
+
+    Time is linear in the number of nodes, times a small constant for the body of each loop.
+    """
+    inference = Inference(keep_exact)
+    given = [*inputs, *[None] * (len(graph.inputs) - len(inputs))]
+    entry = [
+        unknown(v.type.dtype) if f is None else project(f, v.type.dtype)
+        for f, v in zip(given, graph.inputs, strict=True)
+    ]
+    inference.run(graph, entry, recording=True)
+    return Facts(inference.found, inference.exact)
+
+
+def unknown(dtype: str) -> Fact:
+    """Of an input of which nothing is known: floats may be anything, integers all of theirs."""
+    f = top(dtype)
+    return f._replace(basis=UNKNOWN)
+
+
+def literal_fact(literal: Literal) -> Fact:
+    value = literal.value
+    if isinstance(value, complex):
+        return join(of_number(value.real), of_number(value.imag))
+    return (
+        of_number(float(value)) if abs(value) < 2**53 or value != value else of_number(float(value))
+    )
+
+
+@dataclass
+class Inference:
+    """One run over a program; what rules know as their `Context`."""
+
+    keep_exact: bool
+    found: dict[Value, Fact] = field(default_factory=dict)
+    exact: dict[Node, tuple[Fact, ...]] = field(default_factory=dict)
+    _env: dict[Value, Fact] = field(default_factory=dict)
+    _recording: bool = True
+    _constants: dict[int, Fact] = field(default_factory=dict)
+    _memo: dict[tuple[int, tuple[Fact, ...]], list[Fact]] = field(default_factory=dict)
+    _kept: list[Graph] = field(default_factory=list)
+    _axes: list[Mapping[Any, int]] = field(default_factory=list)
+
+    # -- what rules call ---------------------------------------------------------------------------
+
+    def of(self, operand: Operand) -> Fact:
+        if type(operand) is Literal:
+            return literal_fact(operand)
+        found = self._env.get(operand)  # type: ignore[arg-type]
+        return top(operand.type.dtype) if found is None else found
+
+    def infer(self, region: Graph, inputs: Sequence[Fact]) -> list[Fact]:
+        key = (id(region), tuple(inputs))
+        known = self._memo.get(key)
+        if known is None:
+            known = self.run(region, inputs, recording=False)
+            self._memo[key] = known
+            self._kept.append(region)
+        return list(known)
+
+    def record(self, node: Node, region: Graph, inputs: Sequence[Fact]) -> list[Fact]:
+        if not self._recording:
+            return self.infer(region, inputs)
+        if node.op == "shard_map":
+            mesh = node.params.get("mesh")
+            self._axes.append(dict(getattr(mesh, "shape", {}) or {}))
+        outs = self.run(region, inputs, recording=True)
+        if node.op == "shard_map":
+            self._axes.pop()
+        return outs
+
+    def again(self, value: Value, known: dict[Value, Fact]) -> Fact:
+        return self._again(value, known, DEPTH)
+
+    def axis_size(self, name: object) -> int | None:
+        for sizes in reversed(self._axes):
+            if name in sizes:
+                return sizes[name]
+        return None
+
+    # -- the walk ----------------------------------------------------------------------------------
+
+    def run(self, graph: Graph, inputs: Sequence[Fact], *, recording: bool) -> list[Fact]:
+        outer, before = self._env, self._recording
+        env: dict[Value, Fact] = dict(zip(graph.inputs, inputs, strict=True))
+        self._env, self._recording = env, recording
+        keep = recording and self.keep_exact
+        for node in graph.nodes:
+            if node.op == "constant":
+                env[node.outputs[0]] = self._constant(graph, node)
+                continue
+            facts = [
+                env[o] if type(o) is Value else literal_fact(o)  # type: ignore[arg-type]
+                for o in node.inputs
+            ]
+            answer = op_named(node.op).fact(node, facts, self)
+            results = (answer,) if type(answer) is Fact else answer
+            changed = False
+            basis = max([f.basis for f in facts], default=PROVED) if facts else PROVED
+            for out, f in zip(node.outputs, results, strict=True):  # type: ignore[arg-type]
+                rounded = f if out.type.scale is not None else project(f, out.type.dtype)
+                if rounded.basis != basis or basis == UNKNOWN:
+                    rounded = rounded._replace(basis=_basis(rounded, basis, bool(node.regions)))
+                changed = changed or bool(rounded.flags & ~f.flags)
+                env[out] = rounded
+            if changed and keep:
+                self.exact[node] = tuple(results)  # type: ignore[arg-type]
+        outs = [env[o] if type(o) is Value else literal_fact(o) for o in graph.outputs]  # type: ignore[arg-type]
+        if recording:
+            self._merge(env)
+        self._env, self._recording = outer, before
+        return outs
+
+    def _merge(self, env: Mapping[Value, Fact]) -> None:
+        found = self.found
+        for value, fact in env.items():
+            old = found.get(value)
+            found[value] = fact if old is None else join(old, fact)
+
+    def _constant(self, graph: Graph, node: Node) -> Fact:
+        array = graph.constants.get(node.params.get("name"))  # type: ignore[arg-type]
+        if array is None:
+            return top(node.outputs[0].type.dtype)
+        known = self._constants.get(id(array))
+        if known is None:
+            try:
+                known = of_array(array)
+            except TypeError:  # keys
+                known = ANYTHING
+            self._constants[id(array)] = known
+        return known
+
+    def _again(self, value: Value, known: dict[Value, Fact], depth: int) -> Fact:
+        if value in known:
+            return known[value]
+        node = value.node
+        if node is None or depth == 0 or node.op not in ELEMENTWISE:
+            return self.of(value)
+        before = [self.of(o) for o in node.inputs]
+        after = [
+            self._again(o, known, depth - 1) if isinstance(o, Value) else f
+            for o, f in zip(node.inputs, before, strict=True)
+        ]
+        if after == before:
+            return self.of(value)
+        answer = op_named(node.op).fact(node, after, self)
+        return project(answer if type(answer) is Fact else answer[value.index], value.type.dtype)  # type: ignore[arg-type]
+
+
+def _basis(f: Fact, basis: int, region: bool) -> int:
+    """What a result rests on: all that its operands do, unless it is modest whatever they are."""
+    if region:
+        return f.basis
+    if basis == UNKNOWN and not f.flags & SPECIAL and f.magnitude <= MODEST:
+        return PROVED
+    return basis
+
+
+_ = Basis
