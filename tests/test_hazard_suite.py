@@ -1,11 +1,14 @@
 """The hazard suite is true: every hazard happens when run, and every safe case is safe."""
 
+import functools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from jax.extend.core import jaxpr_as_fun
 
 from tests.hazards import HAZARDS, SAFE, Case
 from tests.hazards.births import births
@@ -28,9 +31,18 @@ def leaves(outputs: Any) -> list[np.ndarray]:
     return [np.asarray(leaf).astype(np.float64) for leaf in jax.tree.leaves(outputs)]
 
 
+@functools.cache
+def traced(case: Case, dtype: Any) -> Callable[..., Any]:
+    """The program in a type, traced once and run an operation at a time: no fusion hides a step."""
+    args = cast(case.make_args(np.random.default_rng(0)), dtype)
+    function = jaxpr_as_fun(jax.make_jaxpr(case.fn)(*args))
+    return lambda *args: function(*jax.tree.leaves(args))
+
+
 def narrow(case: Case, args: tuple[Any, ...]) -> list[np.ndarray]:
     """The outputs in the case's own format."""
-    return leaves(case.fn(*cast(args, DTYPES[case.format])))
+    dtype = DTYPES[case.format]
+    return leaves(traced(case, dtype)(*cast(args, dtype)))
 
 
 def wide(case: Case, args: tuple[Any, ...], *, rounded: bool = False) -> list[np.ndarray]:
@@ -42,15 +54,15 @@ def wide(case: Case, args: tuple[Any, ...], *, rounded: bool = False) -> list[np
         args = cast(args, DTYPES[case.format])
     if case.format == "float32":
         with jax.enable_x64(True):
-            return leaves(case.fn(*cast(args, np.float64)))
-    return leaves(case.fn(*cast(args, np.float32)))
+            return leaves(traced(case, np.float64)(*cast(args, np.float64)))
+    return leaves(traced(case, np.float32)(*cast(args, np.float32)))
 
 
 def finite(outputs: list[np.ndarray]) -> bool:
     return all(np.isfinite(leaf).all() for leaf in outputs)
 
 
-def error(got: list[np.ndarray], want: list[np.ndarray], floor: float = 1e-30) -> float:
+def error(got: list[np.ndarray], want: list[np.ndarray], floor: float = 1e-300) -> float:
     """The largest error of an output, relative to its largest number, or to the floor if larger."""
     errors = [0.0]
     for a, b in zip(got, want, strict=True):
@@ -85,8 +97,11 @@ def test_hazard_happens(case: Case) -> None:
     got = narrow(case, case.trigger_args())
     want = wide(case, case.trigger_args())
     if case.symptom in ("nan", "inf"):
-        assert not finite(got), got
         assert finite(want) != case.intrinsic, want
+        # An inf may end as a plausible 0: then the result is wrong.
+        assert not finite(got) or error(got, want) > case.error, (got, want)
+    elif case.symptom == "index" and case.intrinsic:
+        assert births(case.fn, cast(case.trigger_args(), DTYPES[case.format]))
     else:
         assert finite(want)
         assert error(got, want) > case.error, (got, want)
@@ -101,7 +116,8 @@ def test_hazard_is_born_on_its_line(case: Case) -> None:
         return
     found = births(case.fn, cast(case.trigger_args(), DTYPES[case.format]))
     at = [birth for birth in found if (birth.file, birth.line) == (case.file, line)]
-    assert any(b.symptom == case.symptom and b.primitive in case.primitives for b in at), found
+    seen = {birth.primitive for birth in at if case.symptom in ("nan", birth.symptom)}
+    assert seen & set(case.primitives), found
 
 
 @every_safe

@@ -1,11 +1,33 @@
 """Small programs on which a floating-point linter is judged: what it must find, and must not."""
 
-from . import losses
+from . import (
+    attention,
+    gradients,
+    indices,
+    losses,
+    norms,
+    optimizers,
+    physics,
+    probability,
+    schedules,
+    statistics,
+)
 from .case import Case
 
 __all__ = ["HAZARDS", "SAFE", "Case"]
 
-AREAS = (losses,)
+AREAS = (
+    optimizers,
+    schedules,
+    norms,
+    attention,
+    losses,
+    statistics,
+    probability,
+    physics,
+    gradients,
+    indices,
+)
 
 HAZARDS: tuple[Case, ...] = tuple(case for area in AREAS for case in area.HAZARDS)
 

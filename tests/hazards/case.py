@@ -111,28 +111,33 @@ def span(spec: Real | Whole | Fixed) -> Span | None:
     return Span(spec.low, spec.high)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
     """A program, its arguments, its format, and what a linter must say of it.
 
-    A safe one has no `kind`: nothing may be said of it. Of a hazard, `roots` and `primitives` hold
-    every answer that is right; `trigger` has an entry per argument, a pytree prefix of it, whose
-    numbers fill whole arrays. `error` is the relative error against the wide run that shows a
-    wrong result; of a safe case, the one it stays under. `intrinsic` says that the wide run (float32,
-    or float64 where float32 is the format) has it too.
+    A safe one has no `kinds`: nothing may be said of it. Of a hazard, `kinds`, `roots` and
+    `primitives` hold every answer that is right, the best one first; `trigger` has an entry per
+    argument, a pytree prefix of it, whose numbers fill whole arrays. `error` is the relative error
+    against the wide run that shows a wrong result; of a safe case, the one it stays under.
+    `intrinsic` says that the wide run has it too: float32, or float64 where float32 is the format.
     """
 
     name: str
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     format: str
-    kind: str = ""
+    kinds: tuple[str, ...] = ()
     roots: tuple[str, ...] = ()
     primitives: tuple[str, ...] = ()
     symptom: str = ""
     trigger: tuple[Any, ...] = ()
     error: float = 0.0
     intrinsic: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The best answer."""
+        return self.kinds[0]
 
     @property
     def ranges(self) -> tuple[Any, ...]:
@@ -185,10 +190,18 @@ def cast(args: tuple[Any, ...], dtype: Any) -> tuple[Any, ...]:
     return jax.tree.map(one, args)
 
 
+def several(answer: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (answer,) if isinstance(answer, str) else answer
+
+
+def named(fn: Callable[..., Any], format: str) -> str:
+    return f"{fn.__module__.rpartition('.')[2]}.{fn.__name__}.{format}"
+
+
 def hazard(
     fn: Callable[..., Any],
     *args: Any,
-    kind: str,
+    kind: str | tuple[str, ...],
     root: str | tuple[str, ...],
     at: str | tuple[str, ...],
     symptom: str,
@@ -198,14 +211,22 @@ def hazard(
     intrinsic: bool = False,
 ) -> Case:
     """A case that must be found, `at` the primitive that bears the symptom."""
-    name = f"{fn.__module__.rpartition('.')[2]}.{fn.__name__}.{format}"
-    roots = (root,) if isinstance(root, str) else root
-    primitives = (at,) if isinstance(at, str) else at
-    return Case(name, fn, args, format, kind, roots, primitives, symptom, trigger, error, intrinsic)
+    return Case(
+        name=named(fn, format),
+        fn=fn,
+        args=args,
+        format=format,
+        kinds=several(kind),
+        roots=several(root),
+        primitives=several(at),
+        symptom=symptom,
+        trigger=trigger,
+        error=error,
+        intrinsic=intrinsic,
+    )
 
 
 def safe(fn: Callable[..., Any], *args: Any, format: str = "float16", error: float = 0.0) -> Case:
     """A case of which nothing may be said; `error` bounds its error where it is not the usual."""
-    name = f"{fn.__module__.rpartition('.')[2]}.{fn.__name__}.{format}"
     usual = {"float16": 0.03, "bfloat16": 0.15, "float32": 1e-3}.get(format, 0.5)
-    return Case(name, fn, args, format, error=error or usual)
+    return Case(named(fn, format), fn, args, format, error=error or usual)

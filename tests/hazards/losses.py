@@ -215,7 +215,8 @@ HAZARDS = (
     ),
     hazard(
         gaussian_nll, Real(-10, 10), Real(-20, 5), Real(-10, 10),
-        kind="underflow", root="exp", at="div", symptom="inf", trigger=(5.0, -19.0, -5.0),
+        kind=("underflow", "overflow"), root=("exp", "div"), at="div",
+        symptom="inf", trigger=(5.0, -19.0, -5.0),
     ),
     hazard(
         perplexity, Real(0, 15), kind="overflow", root="exp", at="exp", symptom="inf",
