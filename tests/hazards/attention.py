@@ -20,7 +20,7 @@ def additive_mask(scores: Array, mask: Array) -> Array:
 
 
 def padded_row(scores: Array, mask: Array) -> Array:
-    scores = jnp.where(mask > 0, scores, -1e9)
+    scores = jnp.where(mask > 0, scores, -1e9)  # OR HERE
     return jax.nn.softmax(scores, axis=-1)  # HERE
 
 
@@ -261,6 +261,7 @@ def alibi(scores: Array) -> Array:
 
 
 SAFE = (
+    safe(scores_in_float8, Real(-1, 1, (3, 16)), Real(-1, 1, (3, 16)), format="float8_e4m3fn"),
     safe(finfo_mask, Real(-10, 10, S), Whole(0, 1, S)),
     safe(finfo_mask, Real(-10, 10, S), Whole(0, 1, S), format="bfloat16"),
     safe(moderate_mask, Real(-10, 10, S), Fixed(((1, 1, 1, 1, 0, 0),) * 3)),

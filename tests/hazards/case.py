@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-MARKER = "# HERE"
+MARKER, ALSO = "# HERE", "# OR HERE"
 
 KINDS = (
     "overflow",
@@ -161,11 +161,17 @@ class Case:
     @property
     def line(self) -> int:
         """The line, of the file, on which the bad value is born: the marked one."""
-        lines, start = inspect.getsourcelines(self.fn)
-        marked = [start + i for i, line in enumerate(lines) if line.rstrip().endswith(MARKER)]
-        if len(marked) != 1:
-            raise ValueError(f"{self.name} has {len(marked)} marked lines, not one")
-        return marked[0]
+        return self.lines[0]
+
+    @property
+    def lines(self) -> tuple[int, ...]:
+        """Every line that is right, the best one first: where it is born, or where it comes of."""
+        source, start = inspect.getsourcelines(self.fn)
+        first = [start + i for i, line in enumerate(source) if line.rstrip().endswith(MARKER)]
+        others = [start + i for i, line in enumerate(source) if line.rstrip().endswith(ALSO)]
+        if len(first) != 1:
+            raise ValueError(f"{self.name} has {len(first)} marked lines, not one")
+        return (*first, *others)
 
 
 def filled(prefix: Any, specs: Any) -> Any:

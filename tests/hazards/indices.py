@@ -208,7 +208,7 @@ def embed_in_range(table: Array, ids: Array) -> Array:
     return jnp.take(table, ids, axis=0) * 2.0
 
 
-def embed_clamped(table: Array, ids: Array) -> Array:
+def embed_indexed(table: Array, ids: Array) -> Array:
     return table[ids]
 
 
@@ -257,7 +257,7 @@ def quantize(x: Array) -> Array:
 
 SAFE = (
     safe(embed_in_range, Real(-1, 1, (8, 3)), Whole(0, 7)),
-    safe(embed_clamped, Real(-1, 1, (8, 3)), Whole(0, 20)),
+    safe(embed_indexed, Real(-1, 1, (8, 3)), Whole(0, 7)),
     safe(embed_clipped, Real(-1, 1, (8, 3)), Whole(-5, 20)),
     safe(short_positions, Real(0.5, 1, ()), format="bfloat16"),
     safe(short_positions, Real(0.5, 1, ())),

@@ -260,6 +260,10 @@ HAZARDS = (
         kind="overflow", root="exp", at="exp", symptom="nan", trigger=(7.0,),
     ),
     hazard(
+        hand_logsumexp, Real(-12, 12, LOGITS), format="float8_e5m2",
+        kind="overflow", root="exp", at="exp", symptom="inf", trigger=(12.0,),
+    ),
+    hazard(
         hinge_square_in_float8, Real(-300, 10), format="float8_e5m2",
         kind="overflow", root="mul", at="mul", symptom="inf", trigger=(-300.0,),
     ),
@@ -367,9 +371,12 @@ SAFE = (
     safe(mean_over_kept, Real(0, 10), Whole(0, 1)),
     safe(mean_of_known_mask, Real(0, 10), Fixed((True, True, False, True))),
     safe(huber, Real(-100, 100), Real(-100, 100)),
-    safe(stable_log_cosh, Real(-50, 50), Real(-50, 50)),
+    safe(stable_log_cosh, Real(5, 50), Real(-50, 0)),
     safe(smooth_dice, Real(0, 1), Real(0, 1), error=0.2),
     safe(loss_in_float32, Real(0, 1), Real(0, 1)),
     safe(gradient_of_cross_entropy, Real(-20, 20, LOGITS), Whole(0, 4, (3,)), error=0.1),
+    safe(cross_entropy_in_float8, Real(-8, 3, LOGITS), format="float8_e4m3fn"),
+    safe(hinge_square_in_float8, Real(-10, 10), format="float8_e4m3fn"),
+    safe(hinge_square_in_float8, Real(-100, 10), format="float8_e5m2"),
     safe(clipped_scale, Real(-1, 1, (3, 4)), Real(-1, 1, (3, 4)), Real(0, 10, ()), error=0.1),
 )

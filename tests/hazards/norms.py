@@ -48,7 +48,7 @@ def batch_norm_one_pass(x: Array) -> Array:
 
 def batch_norm_negative(x: Array) -> Array:
     mean = jnp.mean(x, axis=0)
-    variance = jnp.mean(jnp.square(x), axis=0) - jnp.square(mean)
+    variance = jnp.mean(jnp.square(x), axis=0) - jnp.square(mean)  # OR HERE
     return (x - mean) * jax.lax.rsqrt(variance)  # HERE
 
 
@@ -150,7 +150,7 @@ HAZARDS = (
     ),
     hazard(
         batch_norm_negative, Real(20, 21, (5, 2)),
-        kind=("cancellation", "invalid"), root="sub", at="rsqrt", symptom="nan",
+        kind=("cancellation", "invalid"), root="sub", at=("rsqrt", "sub"), symptom="nan",
         trigger=(20 + np.linspace(0.3, 0.4, 10).reshape(5, 2),),
     ),
     hazard(

@@ -242,6 +242,14 @@ HAZARDS = (
         kind="absorption", root="add", at="add", symptom="stuck", trigger=(0.0,),
     ),
     hazard(
+        counted_loop, Real(0, 1, ()), format="float8_e4m3fn",
+        kind="absorption", root="add", at="add", symptom="stuck", trigger=(0.0,),
+    ),
+    hazard(
+        counted_loop, Real(0, 1, ()), format="float8_e5m2",
+        kind="absorption", root="add", at="add", symptom="stuck", trigger=(0.0,),
+    ),
+    hazard(
         late_step_counter, Real(16777216, 2e7, ()), format="float32", error=3e-8,
         kind="absorption", root="add", at="add", symptom="stuck", trigger=(16777216.0,),
     ),

@@ -40,7 +40,7 @@ def particle_in_a_box(hbar: Array, n: Array) -> Array:
 
 
 def kinetic_relativistic(v: Array) -> Array:
-    gamma = 1.0 / jnp.sqrt(1.0 - v * v)
+    gamma = 1.0 / jnp.sqrt(1.0 - v * v)  # OR HERE
     return gamma - 1.0  # HERE
 
 
@@ -72,12 +72,12 @@ def pairwise_squared(a: Array, b: Array) -> Array:
 
 def pairwise_distance(a: Array) -> Array:
     norms = jnp.sum(a * a, axis=1)
-    squared = norms[:, None] + norms[None, :] - 2.0 * (a @ a.T)
+    squared = norms[:, None] + norms[None, :] - 2.0 * (a @ a.T)  # OR HERE
     return jnp.sqrt(squared)  # HERE
 
 
 def planck(x: Array) -> Array:
-    occupation = jnp.exp(x) - 1.0
+    occupation = jnp.exp(x) - 1.0  # OR HERE
     return x**3 / occupation  # HERE
 
 
@@ -187,12 +187,13 @@ HAZARDS = (
     ),
     hazard(
         pairwise_distance, Real(300, 301, P), format="float32",
-        kind=("cancellation", "invalid"), root="sub", at="sqrt", symptom="nan", trigger=(CLOSE,),
+        kind=("cancellation", "invalid"), root="sub", at=("sqrt", "sub"), symptom="nan",
+        trigger=(CLOSE,),
         intrinsic=True,
     ),
     hazard(
         planck, Real(1e-4, 10),
-        kind=("cancellation", "absorption", "underflow"), root=("sub", "exp"), at="div",
+        kind=("cancellation", "absorption", "underflow"), root=("sub", "exp"), at=("div", "sub"),
         symptom="nan", trigger=(4e-4,),
     ),
     hazard(
@@ -272,12 +273,6 @@ def differences_first(a: Array, b: Array) -> Array:
     return jnp.sqrt(jnp.sum(difference * difference, axis=-1))
 
 
-def clipped_distance(a: Array) -> Array:
-    norms = jnp.sum(a * a, axis=1)
-    squared = norms[:, None] + norms[None, :] - 2.0 * (a @ a.T)
-    return jnp.sqrt(jnp.maximum(squared, 1.0))
-
-
 def planck_by_expm1(x: Array) -> Array:
     return x / jnp.expm1(x)
 
@@ -308,11 +303,11 @@ def fermi(energy: Array) -> Array:
     return 1.0 / (jnp.exp((energy - 1.0) / 0.05) + 1.0)
 
 
-def decay_to_nothing(x: Array) -> Array:
+def halved(x: Array) -> Array:
     def body(_: Array, x: Array) -> Array:
         return x * 0.5
 
-    return jax.lax.fori_loop(0, 40, body, x)
+    return jax.lax.fori_loop(0, 8, body, x)
 
 
 def yukawa(r: Array) -> Array:
@@ -324,13 +319,12 @@ SAFE = (
     safe(guarded_coulomb, Real(-1, 1), error=2.0),
     safe(large_softening, Real(-1, 1, (3,)), Real(-1, 1, (3,))),
     safe(differences_first, Real(-10, 10, P), Real(-10, 10, P)),
-    safe(clipped_distance, Real(-3, 3, P), error=0.05),
     safe(planck_by_expm1, Real(0.001, 10)),
     safe(integrate_fast, Real(-1, 1), Real(-1, 1)),
     safe(wrapped_phase, Real(0, 30), error=0.05),
     safe(direction, Real(-1, 1), Real(-1, 1)),
     safe(slow_lorentz, Real(0, 0.9)),
     safe(fermi, Real(-10, 10), error=0.1),
-    safe(decay_to_nothing, Real(0, 1)),
+    safe(halved, Real(0, 1)),
     safe(yukawa, Real(0.1, 100)),
 )

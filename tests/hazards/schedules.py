@@ -165,7 +165,8 @@ HAZARDS = (
     ),
     hazard(
         sinusoidal_phase, Real(10000, 60000, ()),
-        kind="inexact", root="mul", at="mul", symptom="wrong", trigger=(50000.0,),
+        kind="inexact", root=("mul", "input", "literal"), at="mul", symptom="wrong",
+        trigger=(50000.0,),
     ),
     hazard(
         cosine_restart, Real(0, 1000, ()), Real(0, 100, ()), format="float32", intrinsic=True,

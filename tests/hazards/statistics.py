@@ -22,7 +22,7 @@ def one_pass_variance(x: Array) -> Array:
 def one_pass_deviation(x: Array) -> Array:
     total, squares = jnp.sum(x), jnp.sum(x * x)
     n = x.shape[0]
-    variance = squares / n - (total / n) ** 2
+    variance = squares / n - (total / n) ** 2  # OR HERE
     return jnp.sqrt(variance)  # HERE
 
 
@@ -106,7 +106,7 @@ def quadratic_root(b: Array) -> Array:
 def finite_difference(x: Array) -> Array:
     h = 1e-4
     above = jnp.sin(x + h)  # HERE
-    return (above - jnp.sin(x)) / h
+    return (above - jnp.sin(x)) / h  # OR HERE
 
 
 N = (16,)
@@ -127,7 +127,7 @@ HAZARDS = (
     ),
     hazard(
         one_pass_deviation, Real(1000, 1001, (5,)), format="float32",
-        kind=("cancellation", "invalid"), root="sub", at="sqrt", symptom="nan",
+        kind=("cancellation", "invalid"), root="sub", at=("sqrt", "sub"), symptom="nan",
         trigger=(1000.2999,),
     ),
     hazard(
@@ -193,7 +193,7 @@ HAZARDS = (
     ),
     hazard(
         finite_difference, Real(1, 3, ()),
-        kind=("absorption", "cancellation"), root=("add", "literal"), at="add",
+        kind=("absorption", "cancellation"), root=("add", "literal", "sub"), at=("add", "sub"),
         symptom="zero", trigger=(1.5,),
     ),
 )  # fmt: skip
