@@ -1,0 +1,394 @@
+"""From a wrong result back to where it was born, and to what first caused it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from precir.check.evaluate import NotEvaluated, evaluate
+from precir.check.shadow import Pair, Run, literal_array
+from precir.domains.fact import numbers_of
+from precir.domains.rounding import Grid
+from precir.formats import FORMATS
+from precir.ir import Graph, Literal, Node, Operand, Value
+
+Array = Any
+DEEP: Final = 400  # steps back
+MOVES: Final = frozenset(
+    "reshape broadcast_in_dim transpose squeeze expand_dims slice concatenate pad gather copy "
+    "stop_gradient select_n dynamic_slice rev split reduce_max reduce_min max min clamp "
+    "optimization_barrier sharding_constraint neg abs dynamic_update_slice".split()
+)
+TRIGONOMETRIC: Final = frozenset(("sin", "cos", "tan", "floor", "rem", "round", "ceil", "sign"))
+INVALID: Final = frozenset(("exp", "exp2", "expm1", "pow", "integer_pow", "sinh", "cosh", "mul", "square",
+                            "reduce_sum", "dot_general", "add", "cumsum", "reduce_prod", "cumprod"))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Root:
+    """The first cause: a node, or a literal or an input that its user's line has."""
+
+    kind: str
+    node: Node | None
+    name: str
+    """A primitive, "literal" or "input"."""
+    value: Value | Literal | None
+    path: tuple[Node, ...] = ()
+
+
+@dataclass(frozen=True)
+class Blame:
+    """One way in which a run went wrong.
+
+    Attributes:
+      birth: the node whose operands were sound and whose result is not.
+      symptom: "nan", "inf", "zero", "wrong", "stuck" or "index".
+      root: what first caused it.
+      output: index of the result that shows it.
+    """
+
+    birth: Node
+    symptom: str
+    root: Root
+    output: int
+
+
+# -- infinities and NaN ------------------------------------------------------------------------
+
+
+def specials(graph: Graph, run: Run, outs: Sequence[Pair]) -> Iterator[Blame]:
+    """Births of the infinities and NaN that reach a result."""
+    for i, (operand, pair) in enumerate(zip(graph.outputs, outs, strict=True)):
+        if not isinstance(operand, Value) or operand.type.dtype not in FORMATS:
+            continue
+        low = np.asarray(pair.low)
+        for what, there in (("nan", np.isnan(low).any()), ("inf", np.isinf(low).any())):
+            if there:
+                yield from born(run, operand, what, i, set())
+
+
+def has(pair: Pair | None, what: str) -> bool:
+    if pair is None:
+        return False
+    low = np.asarray(pair.low)
+    if low.dtype.kind != "f":
+        return False
+    return bool(np.isnan(low).any() if what == "nan" else np.isinf(low).any())
+
+
+def lost_infinity(pair: Pair | None) -> bool:
+    """Whether there is an inf that the shadow does not have."""
+    if pair is None:
+        return False
+    low = np.asarray(pair.low)
+    if low.dtype.kind != "f":
+        return False
+    bad = np.isinf(low)
+    if not bad.any():
+        return False
+    wide = np.broadcast_to(np.asarray(pair.wide, np.float64), low.shape)
+    return bool((bad & np.isfinite(wide)).any())
+
+
+def born(
+    run: Run, value: Value, what: str, output: int, seen: set[tuple[int, str]]
+) -> Iterator[Blame]:
+    """Where a NaN or inf of a value was born."""
+    if (id(value), what) in seen or len(seen) > DEEP:
+        return
+    seen.add((id(value), what))
+    node = value.node
+    if node is None:
+        yield from _outside(run, value, what, output, seen)
+        return
+    if node.regions:
+        for region in _ran(run, node):
+            inner = region.outputs[_result(node, value.index)]
+            if isinstance(inner, Value) and has(run.env.get(inner), what):
+                yield from born(run, inner, what, output, seen)
+        return
+    pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))]
+    sources = [o for o, p in zip(node.inputs, pairs, strict=True) if has(p, what)]
+    if what == "nan" and not sources:
+        infinite = [
+            o for o, p in zip(node.inputs, pairs, strict=True)
+            if isinstance(o, Value) and (lost_infinity(p) or (has(p, "inf") and _was_born(run, o)))
+        ]  # fmt: skip
+        for operand in infinite:
+            yield from born(run, operand, "inf", output, seen)
+        if infinite:
+            return
+    if sources:
+        # where() may bring in the infinity of a literal, and another operand's beside it
+        for operand in sources:
+            if isinstance(operand, Value):
+                yield from born(run, operand, what, output, seen)
+        if not _makes(run, node, value.index, pairs, what):
+            return
+    if node.op == "constant" or (node.op in MOVES and not sources):
+        return
+    yield Blame(node, what, cause(run, node, value.index, pairs), output)
+
+
+def _makes(run: Run, node: Node, index: int, pairs: Sequence[Pair], what: str) -> bool:
+    """Whether an elementwise op makes a special value where none of its operands has one."""
+    if node.op in MOVES or what != "inf":
+        return False
+    low = np.asarray(run.env[node.outputs[index]].low)
+    bad = np.isinf(low)
+    for p in pairs:
+        x = np.asarray(p.low)
+        if x.dtype.kind == "f":
+            if x.shape not in ((), low.shape):
+                return False
+            bad = bad & np.isfinite(x)
+    return bool(bad.any())
+
+
+def _was_born(run: Run, value: Value) -> bool:
+    """Whether an infinity comes from a computation, not from a literal or an argument."""
+    for blame in born(run, value, "inf", 0, set()):
+        if blame.birth is not None:
+            return True
+    return False
+
+
+def _outside(
+    run: Run, value: Value, what: str, output: int, seen: set[tuple[int, str]]
+) -> Iterator[Blame]:
+    """A value that a sub-program was given."""
+    holder = run.outer.get(value)
+    if holder is None:
+        return
+    _, operand, looped = holder
+    for source in (operand, looped):
+        if isinstance(source, Value) and has(run.env.get(source), what):
+            yield from born(run, source, what, output, seen)
+
+
+def _ran(run: Run, node: Node) -> list[Graph]:
+    regions = node.regions[1:] if node.op == "while" else node.regions
+    return [r for r in regions if any(o in run.env for o in r.outputs if isinstance(o, Value))]
+
+
+def _result(node: Node, index: int) -> int:
+    return index
+
+
+def cause(run: Run, node: Node, index: int, pairs: Sequence[Pair]) -> Root:
+    """Why a node's result is infinite or NaN though its operands are not."""
+    out = run.env[node.outputs[index]]
+    low = np.asarray(out.low)
+    wide = np.broadcast_to(np.asarray(out.wide, np.float64), low.shape)
+    exact = np.asarray(run.exact[node][index]) if node in run.exact else low
+    bad = ~np.isfinite(low)
+    grid = numbers_of(node.outputs[index].type.dtype)
+    most = grid.overflow_at if isinstance(grid, Grid) else np.inf
+    sound = bad & np.isfinite(wide) & (np.abs(wide) < most)
+    if sound.any():
+        guilty = _guilty(node, index, pairs, sound, most)
+        if guilty is not None:
+            return loss(run, node.inputs[guilty], pairs[guilty], (node,))
+    if (bad & np.isfinite(exact)).any() or (bad & np.isfinite(wide)).any():
+        return Root("overflow", node, node.op, None)
+    if node.op in INVALID and np.isinf(low).any() and not any(has(p, "inf") for p in pairs):
+        if node.op not in ("pow", "integer_pow") or not any(
+            (np.asarray(p.low) == 0).any() for p in pairs[:1]
+        ):
+            return Root("overflow", node, node.op, None)
+    # an operand that is an infinity of the format alone: a mask that was meant to be finite
+    for operand, pair in zip(node.inputs, pairs, strict=True):
+        if lost_infinity(pair):
+            return loss(run, operand, pair, (node,))
+    return Root("invalid", node, node.op, None)
+
+
+def _guilty(
+    node: Node, index: int, pairs: Sequence[Pair], bad: Array, most: float
+) -> int | None:
+    """The operand whose own value, in place of the rounded one, mends the most."""
+    best, found = 0, None
+    for i, pair in enumerate(pairs):
+        if pair.same:
+            continue
+        mixed = [p.wide if j == i else p.low for j, p in enumerate(pairs)]
+        try:
+            with np.errstate(all="ignore"):
+                result = np.asarray(evaluate(node, mixed)[index])
+        except NotEvaluated:
+            continue
+        mended = int((bad & np.isfinite(result) & (np.abs(result) < most)).sum())
+        if mended > best:
+            best, found = mended, i
+    if found is None:
+        off = [(_deviation(p), i) for i, p in enumerate(pairs) if not p.same]
+        return max(off)[1] if off else None
+    return found
+
+
+def _deviation(pair: Pair) -> float:
+    low, wide = np.asarray(pair.low, np.float64), np.asarray(pair.wide, np.float64)
+    with np.errstate(all="ignore"):
+        scale = np.nanmax(np.abs(wide)) if wide.size else 0.0
+        off = np.nanmax(np.abs(low - wide)) if wide.size else 0.0
+        return float(off / scale) if scale else float(off)
+
+
+# -- losses ------------------------------------------------------------------------------------
+
+
+def loss(run: Run, operand: Operand, pair: Pair, path: tuple[Node, ...]) -> Root:
+    """Where the difference between a value and its shadow first arose."""
+    for _ in range(DEEP):
+        if isinstance(operand, Literal):
+            return Root(_how(pair.low, pair.wide, pair.low), None, "literal", operand, path)
+        node = operand.node
+        if node is None:
+            holder = run.outer.get(operand)
+            if holder is None:
+                kind = _how(pair.low, pair.wide, pair.low)
+                return Root("inexact" if kind == "wrong" else kind, None, "input", operand, path)
+            _, outer, looped = holder
+            sources: list[Operand] = [o for o in (looped, outer) if o is not None]
+            follow = _worst(run, sources, path)
+            if follow is None:
+                return Root("wrong", None, "input", operand, path)
+            operand, pair = follow
+            continue
+        if node.regions:
+            inner = [r.outputs[_result(node, operand.index)] for r in _ran(run, node)]
+            follow = _worst(run, inner, path)
+            if follow is None or node in path:
+                return Root("wrong", node, node.op, operand, path)
+            path = (*path, node)
+            operand, pair = follow
+            continue
+        made = _at(run, node, operand.index, pair)
+        if isinstance(made, Root):
+            return Root(made.kind, made.node, made.name, made.value, (*path, node))
+        if node in path:
+            return Root("wrong", node, node.op, operand, path)
+        path = (*path, node)
+        operand, pair = node.inputs[made], run.read(run.env, node, made)
+    return Root("wrong", path[-1] if path else None, path[-1].op if path else "input", None, path)
+
+
+def _worst(
+    run: Run, sources: Sequence[Operand], path: tuple[Node, ...]
+) -> tuple[Operand, Pair] | None:
+    found = []
+    for o in sources:
+        pair = run.env.get(o) if isinstance(o, Value) else None
+        if isinstance(o, Literal):
+            pair = Pair(literal_array(o), literal_array(o))
+        if pair is not None and not pair.same and not (isinstance(o, Value) and o.node in path):
+            found.append((_deviation(pair), len(found), o, pair))
+    if not found:
+        return None
+    _, _, operand, pair = max(found, key=lambda f: f[:2])
+    return operand, pair
+
+
+def _at(run: Run, node: Node, index: int, pair: Pair) -> Root | int:
+    """The root, if this node is it, else the operand to go on with."""
+    low = np.asarray(pair.low, np.float64)
+    wide = np.broadcast_to(np.asarray(pair.wide, np.float64), low.shape)
+    exact = np.asarray(run.exact[node][index], np.float64) if node in run.exact else low
+    with np.errstate(all="ignore"):
+        off = np.abs(low - wide)
+        off = np.where(np.isnan(off), np.inf, off)
+        worst = np.unravel_index(int(np.argmax(off)), off.shape) if off.size else ()
+        here = np.abs(low - exact)[worst] if off.size else 0.0
+        there = off[worst] if off.size else 0.0
+    pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))]
+    moved = [i for i, p in enumerate(pairs) if not p.same and np.asarray(p.low).dtype.kind == "f"]
+    vanished = bool(((low == 0) & (exact != 0) & (wide != 0)).any())
+    if vanished and node.op not in ("sub",):
+        return Root("underflow", node, node.op, node.outputs[index])
+    if (np.isinf(low) & np.isfinite(exact)).any():
+        return Root("overflow", node, node.op, node.outputs[index])
+    cancels = node.op in ("add", "sub", "add_any", "reduce_sum", "dot_general", "cumsum")
+    if cancels and moved and _cancelled(node, pairs, low, wide):
+        bound = _bounding(node, pairs)
+        if bound is None:
+            return Root("cancellation", node, node.op, node.outputs[index])
+        return bound
+    if not moved or (np.isfinite(here) and here >= 0.5 * there):
+        return Root(_rounding(node, pairs, low, exact), node, node.op, node.outputs[index])
+    if len(moved) == 1:
+        return moved[0]
+    return max(moved, key=lambda i: _effect(node, index, pairs, i, wide))
+
+
+def _effect(node: Node, index: int, pairs: Sequence[Pair], i: int, wide: Array) -> float:
+    """How far the result moves to the shadow when operand i alone is the shadow's."""
+    mixed = [p.wide if j == i else p.low for j, p in enumerate(pairs)]
+    try:
+        with np.errstate(all="ignore"):
+            result = np.asarray(evaluate(node, mixed)[index], np.float64)
+            left = np.abs(result - wide)
+            return -float(np.nanmax(np.where(np.isnan(left), np.inf, left))) if left.size else 0.0
+    except NotEvaluated:
+        return -np.inf
+
+
+def _cancelled(node: Node, pairs: Sequence[Pair], low: Array, wide: Array) -> bool:
+    """Whether operands that are right but for rounding gave a result that is not."""
+    epsilon = FORMATS[node.outputs[0].type.dtype].epsilon if node.outputs[0].type.dtype in FORMATS else 0.0
+    with np.errstate(all="ignore"):
+        error = np.nanmax(np.abs(low - wide)) if low.size else 0.0
+        size = np.nanmax(np.abs(wide)) if low.size else 0.0
+        if not size or not error > 8 * epsilon * size:
+            return False
+        for p in pairs:
+            x = np.asarray(p.low)
+            if x.dtype.kind == "f" and not p.same and _deviation(p) > 16 * max(epsilon, 1e-7):
+                return False
+    biggest = max(
+        (float(np.nanmax(np.abs(np.asarray(p.low)))) for p in pairs if np.size(p.low)), default=0.0
+    )
+    return bool(biggest > 4 * size) or node.op in ("reduce_sum", "dot_general", "cumsum")
+
+
+def _bounding(node: Node, pairs: Sequence[Pair]) -> int | None:
+    """Of c - x where x was rounded to c itself: the operand x."""
+    if node.op not in ("sub", "add", "add_any") or len(pairs) != 2:
+        return None
+    for i, (mine, other) in enumerate(((pairs[0], pairs[1]), (pairs[1], pairs[0]))):
+        x, c = np.asarray(mine.low), np.asarray(other.low)
+        if other.same and not mine.same and bool((np.abs(x) == np.abs(c)).any()):
+            return i
+    return None
+
+
+def _how(low: Array, exact: Array, bound: Array) -> str:
+    low, exact = np.asarray(low, np.float64), np.asarray(exact, np.float64)
+    if ((low == 0) & (exact != 0)).any():
+        return "underflow"
+    if (~np.isfinite(low) & np.isfinite(exact)).any():
+        return "overflow"
+    if ((np.abs(low) == 1) & (np.abs(exact) != 1)).any():
+        return "rounds-to-bound"
+    return "wrong"
+
+
+def _rounding(node: Node, pairs: Sequence[Pair], low: Array, exact: Array) -> str:
+    """What rounding did at a node."""
+    kind = _how(low, exact, low)
+    if node.op in ("add", "sub", "add_any", "cumsum", "reduce_sum", "scatter-add"):
+        if kind in ("underflow", "overflow"):
+            return kind
+        if kind == "rounds-to-bound" and any(
+            isinstance(o, Literal) or np.ndim(p.low) == 0 or (np.asarray(p.low) == 1).all()
+            for o, p in zip(node.inputs, pairs, strict=True)
+        ):
+            return kind
+        return "absorption"
+    if node.op in ("convert_element_type", "cast") and np.asarray(pairs[0].low).dtype.kind in "iu":
+        return "inexact"
+    if node.op == "iota":
+        return "inexact"
+    return kind

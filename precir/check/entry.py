@@ -1,0 +1,311 @@
+"""`precir.check`: which lines of a function go wrong in a format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.typing import DTypeLike
+
+from precir.check.arguments import Ranges, abstract, fact_of, leaves_of
+from precir.check.blame import Blame
+from precir.check.fills import Fill, Leaf
+from precir.check.hazard import Hazard, Step
+from precir.check.literals import true_literals
+from precir.check.search import TOLERANCE, Search, Witnessed, search
+from precir.check.suppress import suppressed
+from precir.check.wording import because, mend, message
+from precir.domains.fact import UNKNOWN
+from precir.formats import FORMATS, Format, format_of
+from precir.ir import Graph, Node, Value
+from precir.lower import lower_jaxpr
+from precir.passes.facts import Facts, infer_facts
+from precir.source import Where
+
+LARGE = 1500  # nodes: a program past this is not run for a witness
+
+
+def check(
+    fn: Callable[..., Any],
+    *args: Any,
+    format: DTypeLike | Format = "float16",
+    ranges: Ranges = None,
+    notes: bool = False,
+    seconds: float = 4.0,
+    **kwargs: Any,
+) -> list[Hazard]:
+    """What goes wrong in `fn` where its floating-point arguments are of a format.
+
+    Args:
+      fn: any function that JAX can trace: a model, a loss, its gradient, a whole train step.
+      args, kwargs: arrays or `jax.ShapeDtypeStruct`s, in any pytrees; floats of 16 bits and more
+        become `format`.
+      format: "float16", "bfloat16", "float8_e4m3fn", ...; "float32" finds what is wrong in any.
+      ranges: one entry per positional argument: a `precir.Range`, a pytree prefix of them, a
+        function from an array's path to one, or None: unknown for floats, the example's value for
+        integers and booleans. Without `ranges`, floats are as in the example where `args` are
+        arrays, and unknown where they are shapes.
+      notes: whether to list notes too: what is born and killed, or hangs on something unknown.
+      seconds: how long to look for a witness.
+
+    Returns:
+      `Hazard`s, errors first, each cause once.
+
+    Raises:
+      RangesError: ranges that do not fit the arguments.
+      UnknownFormat: no such format.
+      Exception: whatever `jax.jit(fn).trace` raises where the function cannot be traced.
+    """
+    target = format_of(format)
+    fn = getattr(fn, "_fn", fn)
+    leaves, structure = leaves_of(args, kwargs, ranges, target)
+    program = _trace(fn, leaves, structure, target)
+    found = program.search(seconds)
+    hazards = program.hazards(found, fn, structure)
+    hazards = [h for h in hazards if not suppressed(h)]
+    return [h for h in hazards if notes or h.severity != "note"]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A function traced in a format, with what is known of it."""
+
+    graph: Graph
+    facts: Facts
+    leaves: Sequence[Leaf]
+    true: Mapping[tuple[int, int], float]
+    format: Format
+    native: bool
+    """Whether JAX traced it in the format; else a float32 trace was taken for it."""
+
+    def search(self, seconds: float) -> Search:
+        return search(self.graph, self.leaves, self.true, _state(self.graph), seconds)
+
+    def hazards(self, found: Search, fn: Callable[..., Any], structure: Any) -> list[Hazard]:
+        real = _Real(fn, structure, self) if len(self.graph) <= LARGE and self.native else None
+        chosen = _one_per_cause(found.found.values())
+        made = []
+        for w in chosen:
+            severity = self._severity(w.blame)
+            witness = None
+            if severity == "error":
+                witness = real.confirms(w) if real is not None else None
+                severity = "error" if witness is not None else "warning"
+            made.append(self._hazard(w.blame, severity, witness))
+        for node, symptom in _unreached(self.graph, self.facts, chosen, found):
+            made.append(self._static(node, symptom, "note" if found.complete else "warning"))
+        order = {"error": 0, "warning": 1, "note": 2}
+        made.sort(key=lambda h: (order[h.severity], h.file, h.line, h.column))
+        return _distinct(made)
+
+    def _severity(self, blame: Blame) -> str:
+        """A note where it hangs on arguments of which nothing is known."""
+        operands = [o for o in blame.birth.inputs if isinstance(o, Value)]
+        root = blame.root.node
+        if root is not None and root is not blame.birth:
+            operands = [o for o in root.inputs if isinstance(o, Value)] or operands
+        if operands and any(self.facts[o].basis == UNKNOWN for o in operands):
+            return "note"
+        return "error"
+
+    def _hazard(self, blame: Blame, severity: str, witness: Any) -> Hazard:
+        where = _where(blame.birth)
+        paths = self._paths()
+        return Hazard(
+            kind=blame.root.kind,
+            primitive=blame.birth.op,
+            root=blame.root.name,
+            symptom=blame.symptom,
+            severity=severity,
+            file=where.file,
+            line=where.line,
+            column=where.column,
+            end_line=where.end_line,
+            end_column=where.end_column,
+            message=message(blame, self.facts, self.format),
+            mend=mend(blame, self.format),
+            format=self.format.name,
+            because=because(blame, self.facts, paths),
+            then=_then(blame),
+            witness=witness,
+        )
+
+    def _static(self, node: Node, symptom: str, severity: str) -> Hazard:
+        from precir.check.blame import Root
+
+        exact = self.facts.exact.get(node)
+        kind = "overflow" if exact and symptom == "inf" else "invalid"
+        return self._hazard(Blame(node, symptom, Root(kind, node, node.op, None), 0), severity, None)
+
+    def _paths(self) -> dict[Value, str]:
+        return {v: leaf.path for v, leaf in zip(self.graph.inputs, self.leaves, strict=False)}
+
+
+def _trace(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, format: Format) -> Checked:
+    native = True
+    wide = None
+    try:
+        graph = _lowered(fn, leaves, structure, format.name)
+    except TypeError:
+        if format.bits > 8:
+            raise
+        native = False
+        graph = _relabelled(_lowered(fn, leaves, structure, "float32"), format.name)
+    if format.name not in ("float32", "float64"):
+        try:
+            wide = _lowered(fn, leaves, structure, "float32")
+        except TypeError:
+            wide = None
+    example = any(x.value is not None for x in leaves)
+    facts = infer_facts(graph, [fact_of(x, example) for x in leaves])
+    return Checked(graph, facts, leaves, true_literals(graph, wide), format, native)
+
+
+def _lowered(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, dtype: str) -> Graph:
+    args, kwargs = jax.tree.unflatten(structure, [abstract(x, _target(x, dtype)) for x in leaves])
+    traced = jax.jit(fn).trace(*args, **kwargs)
+    name = getattr(fn, "__name__", "main")
+    graph, captured = lower_jaxpr(traced.jaxpr, name=name, labels=[x.path for x in leaves])
+    if captured:
+        raise TypeError(f"{name} closes over values of an outer trace")
+    return graph
+
+
+def _target(leaf: Leaf, dtype: str) -> str:
+    """What a float argument becomes: the 8-bit ones of the user stay as they are."""
+    return dtype if leaf.original in ("float32", "float64", "bfloat16", "float16") else leaf.dtype
+
+
+def _relabelled(graph: Graph, dtype: str) -> Graph:
+    from precir.check.relabel import relabel
+
+    return relabel(graph, dtype)
+
+
+def _state(graph: Graph) -> list[tuple[int, int]]:
+    """Inputs and results of one shape and dtype, where the result is made from the input."""
+    pairs = []
+    for i, given in enumerate(graph.inputs):
+        if given.type.dtype not in FORMATS or given not in graph.users:
+            continue
+        for j, result in enumerate(graph.outputs):
+            if isinstance(result, Value) and result is not given and _like(result, given):
+                made = result.node
+                if made is not None and made.op in ("add", "sub", "add_any", "convert_element_type", "mul", "div", "select_n"):
+                    pairs.append((i, j))
+    return pairs[:400]
+
+
+def _like(a: Value, b: Value) -> bool:
+    return a.type.shape == b.type.shape and a.type.dtype == b.type.dtype
+
+
+def _where(node: Node) -> Where:
+    return node.source.where or Where("", 0, 0, 0, 0, "")
+
+
+def _then(blame: Blame) -> tuple[Step, ...]:
+    return ()
+
+
+def _one_per_cause(found: Any) -> list[Witnessed]:
+    """Of several symptoms of one cause the first in the program."""
+    chosen: dict[Any, Witnessed] = {}
+    for w in found:
+        root = w.blame.root
+        key = (root.kind, id(root.node) if root.node is not None else (root.name, _line(w.blame.birth)))
+        chosen.setdefault(key, w)
+    causes = {id(w.blame.birth) for w in chosen.values()}
+    _ = causes
+    return list(chosen.values())
+
+
+def _line(node: Node) -> Any:
+    where = node.source.where
+    return (where.file, where.line) if where else None
+
+
+def _distinct(hazards: Sequence[Hazard]) -> list[Hazard]:
+    """One finding per line and kind."""
+    seen: set[Any] = set()
+    kept = []
+    for h in hazards:
+        key = (h.file, h.line, h.kind)
+        if key not in seen:
+            seen.add(key)
+            kept.append(h)
+    return kept
+
+
+def _unreached(
+    graph: Graph, facts: Facts, chosen: Sequence[Witnessed], found: Search
+) -> list[tuple[Node, str]]:
+    """Births that the facts allow and no run showed."""
+    shown = {id(w.blame.birth) for w in chosen}
+    births = []
+    for node in graph.walk():
+        if id(node) in shown or node.regions or not node.outputs:
+            continue
+        f = facts[node.outputs[0]]
+        operands = [facts[o] for o in node.inputs]
+        if any(o.basis == UNKNOWN or not o.finite for o in operands) or f.finite:
+            continue
+        if node.outputs[0].type.dtype not in FORMATS or node.op == "constant":
+            continue
+        births.append((node, "nan" if f.flags & 16 and not f.flags & 12 else "inf"))
+    return births
+
+
+class _Real:
+    """The function itself, run on a witness."""
+
+    def __init__(self, fn: Callable[..., Any], structure: Any, checked: Checked) -> None:
+        self._fn, self._structure, self._checked = jax.jit(fn), structure, checked
+
+    def confirms(self, w: Witnessed) -> Any:
+        """The arguments, if the symptom shows in what the function really gives."""
+        leaves = self._checked.leaves
+        arrays = [_array(p.low, x) for p, x in zip(w.fill.pairs, leaves, strict=True)]
+        args, kwargs = jax.tree.unflatten(self._structure, arrays)
+        try:
+            outs = jax.tree.leaves(self._fn(*args, **kwargs))
+        except Exception:  # a function that raises on its input is not a witness
+            return None
+        if not self._shows(w, np.asarray(outs[w.blame.output])):
+            return None
+        wide = [_wide(p.wide, x) for p, x in zip(w.fill.pairs, leaves, strict=True)]
+        return jax.tree.unflatten(self._structure, wide)
+
+    def _shows(self, w: Witnessed, out: Any) -> bool:
+        dtype = str(out.dtype)
+        if dtype not in FORMATS:
+            return w.up_to is not None and not np.array_equal(out, w.up_to)
+        real = out.astype(np.float64)
+        if w.blame.symptom in ("nan", "inf"):
+            return not np.isfinite(real).all()
+        if w.blame.symptom == "zero":
+            return not real.any()
+        with np.errstate(all="ignore"):
+            error = np.abs(real - w.up_to).max()
+            size = np.abs(w.up_to).max()
+        if w.blame.symptom == "stuck":
+            return bool(error > 0)
+        return bool(error > 0.5 * TOLERANCE.get(dtype, 1.0) * size) or not np.isfinite(real).all()
+
+
+def _array(x: Any, leaf: Leaf) -> Any:
+    if leaf.dtype.startswith("key"):
+        return x
+    return jax.numpy.asarray(np.asarray(x), leaf.dtype)
+
+
+def _wide(x: Any, leaf: Leaf) -> Any:
+    if leaf.dtype.startswith("key") or not leaf.floating:
+        return x
+    return np.asarray(x, np.float32)
+
+
+_ = Fill
