@@ -235,4 +235,4 @@ def hazard(
 def safe(fn: Callable[..., Any], *args: Any, format: str = "float16", error: float = 0.0) -> Case:
     """A case of which nothing may be said; `error` bounds its error where it is not the usual."""
     usual = {"float16": 0.03, "bfloat16": 0.15, "float32": 1e-3}.get(format, 0.5)
-    return Case(named(fn, format), fn, args, format, error=error or usual)
+    return Case(named(fn, format) + ".safe", fn, args, format, error=error or usual)
