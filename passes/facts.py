@@ -61,7 +61,7 @@ def infer_facts(
 
     Time is linear in the number of nodes, times a small constant for the body of each loop.
     """
-    inference = Inference(keep_exact)
+    inference = Inference(keep_exact, frozenset(graph.inputs))
     given = [*inputs, *[None] * (len(graph.inputs) - len(inputs))]
     entry = [
         unknown(v.type.dtype) if f is None else project(f, v.type.dtype)
@@ -91,6 +91,7 @@ class Inference:
     """One run over a program; what rules know as their `Context`."""
 
     keep_exact: bool
+    arguments: frozenset[Value]
     found: dict[Value, Fact] = field(default_factory=dict)
     exact: dict[Node, tuple[Fact, ...]] = field(default_factory=dict)
     _env: dict[Value, Fact] = field(default_factory=dict)
@@ -130,6 +131,9 @@ class Inference:
 
     def again(self, value: Value, known: dict[Value, Fact]) -> Fact:
         return self._again(value, known, DEPTH)
+
+    def is_argument(self, value: Value) -> bool:
+        return value in self.arguments
 
     def axis_size(self, name: object) -> int | None:
         for sizes in reversed(self._axes):
@@ -202,8 +206,26 @@ class Inference:
         ]
         if after == before:
             return self.of(value)
-        answer = op_named(node.op).fact(node, after, self)
+        answer = op_named(node.op).fact(node, after, _Refined(self, known, depth))
         return project(answer if type(answer) is Fact else answer[value.index], value.type.dtype)  # type: ignore[arg-type]
+
+
+class _Refined:
+    """An inference where more is known of some values."""
+
+    def __init__(self, inference: Inference, known: dict[Value, Fact], depth: int) -> None:
+        self._inference, self._known, self._depth = inference, known, depth
+
+    def of(self, operand: Operand) -> Fact:
+        if isinstance(operand, Literal):
+            return literal_fact(operand)
+        return self._inference._again(operand, self._known, self._depth)
+
+    def again(self, value: Value, known: dict[Value, Fact]) -> Fact:
+        return self._inference._again(value, {**self._known, **known}, self._depth)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inference, name)
 
 
 def _basis(f: Fact, basis: int, region: bool) -> int:

@@ -162,7 +162,7 @@ def of_array(array: Any, basis: int = PROVED) -> Fact:
         signs = np.signbit(wide[zeros])
         flags |= NZERO * bool(signs.any()) | PZERO * bool((~signs).any())
     lo, hi = float(wide.min()), float(wide.max())
-    exact = array.dtype.kind == "f" or max(-lo, hi) < 2**53
+    exact = array.dtype.kind not in "iu" or max(-lo, hi) < 2**53
     if not exact:  # 64-bit integers
         lo, hi = math.nextafter(lo, -INFINITY), math.nextafter(hi, INFINITY)
     nonzero = np.abs(wide[~zeros])

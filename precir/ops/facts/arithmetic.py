@@ -18,7 +18,7 @@ from precir.domains.fact import (
 )
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO, negated
 from precir.domains.rounding import INFINITY, Grid
-from precir.ir import Literal, Node
+from precir.ir import Literal, Node, Operand, Value
 from precir.ops.facts.context import Answer, Context
 from precir.ops.facts.margins import slack, widen
 
@@ -27,6 +27,18 @@ def smallest(dtype: str) -> float:
     """The least positive number of a dtype; 1 for integers."""
     numbers = numbers_of(dtype)
     return numbers.smallest if isinstance(numbers, Grid) else 1.0
+
+
+def epsilon(dtype: str) -> float:
+    """Distance from 1 to the next number of a dtype; 0 for integers."""
+    numbers = numbers_of(dtype)
+    return numbers.epsilon if isinstance(numbers, Grid) else 0.0
+
+
+def smallest_normal(dtype: str) -> float:
+    """The least positive number of a dtype that is not subnormal; 1 for integers."""
+    numbers = numbers_of(dtype)
+    return numbers.smallest_normal if isinstance(numbers, Grid) else 1.0
 
 
 def is_float(dtype: str) -> bool:
@@ -41,6 +53,10 @@ def same(node: Node) -> bool:
     """Whether both operands are one value."""
     return node.inputs[0] is node.inputs[1]
 
+
+SHOWING = frozenset(
+    ["broadcast_in_dim", "reshape", "squeeze", "expand_dims", "transpose", "neg", "rev", "slice"]
+)
 
 # -- sums --------------------------------------------------------------------------------------
 
@@ -64,27 +80,52 @@ def add_facts(a: Fact, b: Fact, least: float) -> Fact:
             tiny = b.tiny
         elif b.lo == b.hi == 0:
             tiny = a.tiny
-        elif lo == 0 or hi == 0:  # one sign: no sum is smaller than its smallest term
+        elif (a.lo >= 0 and b.lo >= 0) or (a.hi <= 0 and b.hi <= 0):
+            # one sign: no sum is smaller than its smallest term
             tiny = a.tiny if a.tiny < b.tiny else b.tiny
             if not (fa & ZERO and fb & ZERO):
-                lo, hi = (tiny, hi) if lo == 0 else (lo, -tiny)
+                lo, hi = (tiny, hi) if a.lo >= 0 else (lo, -tiny)
                 flags &= ~ZERO
         else:
             tiny = 1.0 if whole else least
     return Fact(lo, hi, tiny, flags, whole, basis)
 
 
-def add(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
+def add(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
+    from precir.ops.facts.rewrites import either
+
     a, b = facts
-    return add_facts(a, b, smallest(node.outputs[0].type.dtype))
+    f = add_facts(a, b, smallest(node.outputs[0].type.dtype))
+    return either(node, contracted(node, f, facts), ctx)[0]
+
+
+def contracted(node: Node, f: Fact, facts: Sequence[Fact]) -> Fact:
+    """A sum where XLA may leave a product in it unrounded: what underflows keeps its sign."""
+    if f.lo <= f.hi and f.flags & ZERO == PZERO and f.lo <= 0 and not f.whole:
+        for operand, fact in zip(node.inputs, facts, strict=True):
+            if fact.flags & ZERO and is_product(operand):
+                return f._replace(flags=f.flags | ZERO)
+    return f
+
+
+def is_product(operand: Operand, depth: int = 8) -> bool:
+    """Whether an operand shows products."""
+    node = operand.node if isinstance(operand, Value) else None
+    if node is None or depth == 0:
+        return False
+    if node.op in SHOWING:
+        return is_product(node.inputs[0], depth - 1)
+    return node.op in ("mul", "square", "integer_pow", "div")
 
 
 def sub(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     from precir.ops.facts.relations import difference
+    from precir.ops.facts.rewrites import either
 
     a, b = facts
     dtype = node.outputs[0].type.dtype
-    f = add_facts(a, negate(b), smallest(dtype))
+    f = contracted(node, add_facts(a, negate(b), smallest(dtype)), facts)
+    f = either(node, f, ctx)[0]
     return difference(node, f, a, b, ctx)
 
 
@@ -165,13 +206,14 @@ def _complex_product(a: Fact, b: Fact) -> Fact:
 
 def mul(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     from precir.ops.facts.relations import product
+    from precir.ops.facts.rewrites import either
 
     a, b = facts
     dtype = node.outputs[0].type.dtype
     if is_complex(dtype):
         return _complex_product(a, b)
     f = square_facts(a) if same(node) else mul_facts(a, b)
-    return product(node, f, a, b, ctx)
+    return product(node, either(node, f, ctx)[0], a, b, ctx)
 
 
 def square(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
@@ -254,11 +296,14 @@ def _over(x: float, y: float) -> float:
 
 def div(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     from precir.ops.facts.relations import quotient
+    from precir.ops.facts.rewrites import either
 
     a, b = facts
     dtype = node.outputs[0].type.dtype
     if is_float(dtype):
-        return quotient(node, div_facts(a, b), a, b, ctx)
+        f, more = either(node, div_facts(a, b), ctx)
+        f = quotient(node, f._replace(flags=f.flags & ~more), a, b, ctx)
+        return f._replace(flags=f.flags | more)
     if is_complex(dtype):
         return ANYTHING._replace(basis=max(a.basis, b.basis))
     numbers = numbers_of(dtype)
@@ -337,16 +382,17 @@ def integer_pow(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
         return ANYTHING
     if not is_float(dtype) and n < 0:
         return top(dtype)
-    return power_facts(facts[0], n, 2.0**-52 if dtype == "float64" else _half_unit(dtype))
+    return power_facts(facts[0], n, 2.0**-52 if dtype == "float64" else epsilon(dtype))
 
 
-def _half_unit(dtype: str) -> float:
-    numbers = numbers_of(dtype)
-    return numbers.epsilon if isinstance(numbers, Grid) else 0.0
-
-
-def power(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
+def power(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     """pow(x, y): pow(nan, 0) = 1 = pow(1, nan), and a negative base under a fraction is NaN."""
+    from precir.ops.facts.rewrites import either
+
+    return either(node, power_of(node, facts), ctx)[0]
+
+
+def power_of(node: Node, facts: Sequence[Fact]) -> Fact:
     a, b = facts
     dtype = node.outputs[0].type.dtype
     if not is_float(dtype):

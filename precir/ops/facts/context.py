@@ -29,6 +29,9 @@ class Context(Protocol):
     def again(self, value: Value, known: dict[Value, Fact]) -> Fact:
         """What a value holds where more is known of some values that it was made of."""
 
+    def is_argument(self, value: Value) -> bool:
+        """Whether a value is one of the arguments of the whole program."""
+
     def axis_size(self, name: object) -> int | None:
         """The size of a mesh axis, if it is known."""
 

@@ -61,6 +61,7 @@ def sum_facts(f: Fact, count: float, dtype: str, wide: bool = False) -> Fact:
     tiny = smallest(dtype)
     if isinstance(grid, Grid):
         used = grid_of("float32") if wide and grid.max < 1e38 else grid
+        tiny = min(tiny, used.smallest)
         growth = min(math.expm1(min(count * used.epsilon, 1.0)), 1.0)
         if not f.whole or max(-lo, hi) * used.epsilon >= 1:
             lo, hi = (
@@ -296,7 +297,10 @@ def fourier(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     a = facts[0]
     if a.flags & SPECIAL or a.lo > a.hi:
         return ANYTHING._replace(basis=a.basis)
-    most = a.magnitude * math.prod(node.params["fft_lengths"]) * 1.5
+    most = a.magnitude * math.prod(node.params["fft_lengths"]) * 2.0
+    grid = numbers_of(node.outputs[0].type.dtype)
+    if isinstance(grid, Grid) and most > grid.max:
+        return ANYTHING._replace(basis=a.basis)
     return Fact(-most, most, 0.0, ZERO, False, a.basis)
 
 

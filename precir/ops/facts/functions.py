@@ -9,7 +9,13 @@ from precir.domains.fact import ANYTHING, Fact, interval, tidy, top
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY
 from precir.ir import Node
-from precir.ops.facts.arithmetic import div_facts, is_complex, is_float
+from precir.ops.facts.arithmetic import (
+    div_facts,
+    epsilon,
+    is_complex,
+    is_float,
+    smallest_normal,
+)
 from precir.ops.facts.context import Answer, Context, Rule
 from precir.ops.facts.margins import evaluate, slack, widen
 
@@ -17,8 +23,11 @@ ONE = Fact(1.0, 1.0, 1.0, 0, True)
 TINY_64 = 5e-324
 
 
-def rule(of: Callable[[Fact, float], Fact]) -> Rule:
-    """A rule of one floating-point operand, from what it makes of a fact and a relative error."""
+def rule(of: Callable[[Fact, float], Fact], steps: int = 0) -> Rule:
+    """A rule of one floating-point operand, from what it makes of a fact and a relative error.
+
+    `steps` is how often XLA rounds into the operand's own dtype before the last operation.
+    """
 
     def infer(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
         dtype = node.outputs[0].type.dtype
@@ -26,7 +35,21 @@ def rule(of: Callable[[Fact, float], Fact]) -> Rule:
             return ANYTHING._replace(basis=facts[0].basis)
         if not is_float(dtype):
             return top(dtype)
-        return of(facts[0], slack(dtype))._replace(basis=facts[0].basis)
+        relative = slack(dtype) + steps * epsilon(dtype)
+        return of(facts[0], relative)._replace(basis=facts[0].basis)
+
+    return infer
+
+
+def rewritten(plain: Rule) -> Rule:
+    """A rule of an operation that XLA's simplifier may drop with the one before it."""
+
+    def infer(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
+        from precir.ops.facts.rewrites import either
+
+        f = plain(node, facts, ctx)
+        assert isinstance(f, Fact)
+        return either(node, f, ctx)[0]
 
     return infer
 
@@ -50,15 +73,16 @@ def rising(
     """
 
     def of(a: Fact, relative: float) -> Fact:
-        flags, ends = a.flags & NAN, []
+        flags, limits = a.flags & NAN, []
         for flag, limit in ((NINF, low), (PINF, high)):
             if a.flags & flag:
                 if math.isinf(limit):
                     flags |= PINF if limit > 0 else NINF
                 else:
-                    ends.append(limit)
+                    limits.append(limit)
+        ends = list(limits)
         if a.lo <= a.hi:
-            ends += [evaluate(function, a.lo), evaluate(function, a.hi)]
+            ends += [_value(function, a.lo), _value(function, a.hi)]
         if not ends:
             return Fact(INFINITY, -INFINITY, INFINITY, flags, True)
         lo, hi = widen(min(ends), max(ends), relative)
@@ -72,14 +96,18 @@ def rising(
                 f = f._replace(flags=f.flags & ~NZERO)
             return f
         flags |= a.flags & ZERO
-        tiny = (
-            a.tiny
-            if a.tiny == INFINITY
-            else min(a.tiny, abs(evaluate(function, a.tiny))) * (1 - relative)
-        )
+        least = [abs(x) for x in limits]  # |f| rises on either side of zero
+        if a.tiny < INFINITY:
+            least += [a.tiny] + [abs(_value(function, x)) for x in (a.tiny, -a.tiny)]
+        tiny = min(least, default=INFINITY) * (1 - relative)
         return tidy(Fact(lo, hi, tiny, flags))
 
     return rule(of)
+
+
+def _value(function: Callable[[float], float], x: float) -> float:
+    """`function(x)`, an infinity of x's sign where Python says that it overflows."""
+    return math.copysign(INFINITY, x) if math.isinf(y := evaluate(function, x)) else y
 
 
 def _exp(base: Callable[[float], float]) -> Callable[[Fact, float], Fact]:
@@ -332,11 +360,11 @@ def _cbrt(x: float) -> float:
 
 exp = rule(_exp(math.exp))
 exp2 = rule(_exp(_exp2))
-log = rule(_log(math.log))
+log = rewritten(rule(_log(math.log)))
 log2 = rule(_log(math.log2))
 log1p = rule(_log1p)
 expm1 = rising(math.expm1, -1.0, INFINITY, odd=True, bottom=-1.0)
-sqrt = rule(_sqrt)
+sqrt = rewritten(rule(_sqrt))
 rsqrt = rule(_rsqrt)
 cbrt = rising(_cbrt, -INFINITY, INFINITY, odd=True)
 tanh = rising(math.tanh, -1.0, 1.0, odd=True, bottom=-1.0, ceiling=1.0)
@@ -352,7 +380,7 @@ atan = rising(math.atan, -math.pi / 2, math.pi / 2, odd=True)
 sinh = rising(math.sinh, -INFINITY, INFINITY, odd=True)
 asinh = rising(math.asinh, -INFINITY, INFINITY, odd=True)
 cosh = rule(_cosh)
-acosh = rule(_acosh)
+acosh = rule(_acosh, steps=4)
 atanh = rule(_atanh)
 erf_inv = rule(_erf_inv)
 lgamma = rule(_lgamma)
@@ -365,9 +393,11 @@ def atan2(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     a, b = facts
     if is_complex(node.outputs[0].type.dtype):
         return ANYTHING
-    return interval(-3.1416, 3.1416, (a.flags | b.flags) & NAN)._replace(
-        basis=max(a.basis, b.basis)
-    )
+    flags = (a.flags | b.flags) & NAN
+    normal = smallest_normal(node.outputs[0].type.dtype)
+    if a.tiny < normal and b.tiny < normal:
+        flags |= NAN  # XLA:CPU divides subnormals, which it reads as zero
+    return interval(-3.1416, 3.1416, flags)._replace(basis=max(a.basis, b.basis))
 
 
 def unit_or_nan(node: Node, facts: Sequence[Fact], _: Context) -> Answer:

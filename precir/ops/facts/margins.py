@@ -22,8 +22,9 @@ def slack(dtype: str) -> float:
 
 
 def widen(lo: float, hi: float, relative: float) -> tuple[float, float]:
-    """Both ends moved outwards by a relative error."""
-    return lo - abs(lo) * relative, hi + abs(hi) * relative
+    """Both ends moved outwards by a relative error, infinities left alone."""
+    low = lo if lo in (INFINITY, -INFINITY) else lo - abs(lo) * relative
+    return low, (hi if hi in (INFINITY, -INFINITY) else hi + abs(hi) * relative)
 
 
 def outwards(lo: float, hi: float) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from precir.domains.fact import (
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY, Grid, round_nearest
 from precir.ir import Literal, Node
-from precir.ops.facts.arithmetic import is_complex, is_float
+from precir.ops.facts.arithmetic import is_complex, is_float, smallest_normal
 from precir.ops.facts.context import Answer, Context, Rule
 
 TRUE, FALSE = of_number(1.0), of_number(0.0)
@@ -334,7 +334,8 @@ def reduce_precision(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     if bias > 1000 or mantissa > 50:
         return a
     most = (2 - 2.0**-mantissa) * 2.0**bias
-    normal = 2.0 ** (1 - bias)
+    # more exponents than the type has make no difference to it
+    normal = max(2.0 ** (1 - bias), smallest_normal(node.outputs[0].type.dtype))
     grid = Grid(
         most, most + 2.0 ** (bias - mantissa - 1), mantissa + 1, 2 - bias - mantissa - 1 - 1, normal,
         normal * 2.0**-mantissa, 2.0**-mantissa, False, "inf", True, True, True, True,
@@ -351,7 +352,12 @@ def reduce_precision(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
         tiny = grid.smallest
         lo, hi = (0.0 if lo > 0 and flags & ZERO else lo), (0.0 if hi < 0 and flags & ZERO else hi)
     unit = 2.0**-mantissa
-    lo, hi = lo - abs(lo) * unit, hi + abs(hi) * unit
+    if lo:
+        low = lo - max(abs(lo) * unit, normal * unit)
+        lo = low if lo < 0 else max(low, 0.0)
+    if hi:
+        high = hi + max(abs(hi) * unit, normal * unit)
+        hi = high if hi > 0 else min(high, 0.0)
     if lo > most or hi < -most:
         return Fact(INFINITY, -INFINITY, INFINITY, flags & SPECIAL, True, a.basis)
     tiny = tiny * (1 - unit) if tiny < INFINITY else tiny
