@@ -1,6 +1,8 @@
 """precir: a compiler pass pipeline for numerical precision in JAX."""
 
+from precir.check import Hazard, check
 from precir.compile import Compiled, compile
+from precir.domains import Kinds, Range
 from precir.errors import PrecirError
 from precir.lower import lower
 from precir.recipe import RECIPES, Recipe, recipe
@@ -10,10 +12,14 @@ from precir.version import __version__
 __all__ = [
     "RECIPES",
     "Compiled",
+    "Hazard",
+    "Kinds",
     "PrecirError",
+    "Range",
     "Recipe",
     "ScaledArray",
     "__version__",
+    "check",
     "compile",
     "lower",
     "recipe",

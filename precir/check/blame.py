@@ -18,7 +18,7 @@ from precir.ir import Graph, Literal, Node, Operand, Value
 Array = Any
 DEEP: Final = 400  # steps back
 MOVES: Final = frozenset(
-    "reshape broadcast_in_dim transpose squeeze expand_dims slice concatenate pad gather copy "
+    "reshape broadcast_in_dim transpose squeeze expand_dims slice concatenate pad copy "
     "stop_gradient select_n dynamic_slice rev split reduce_max reduce_min max min clamp "
     "optimization_barrier sharding_constraint neg abs dynamic_update_slice".split()
 )
@@ -62,12 +62,38 @@ class Blame:
 def specials(graph: Graph, run: Run, outs: Sequence[Pair]) -> Iterator[Blame]:
     """Births of the infinities and NaN that reach a result."""
     for i, (operand, pair) in enumerate(zip(graph.outputs, outs, strict=True)):
-        if not isinstance(operand, Value) or operand.type.dtype not in FORMATS:
+        if not isinstance(operand, Value):
+            continue
+        if operand.type.dtype not in FORMATS:
+            yield from _made_whole(run, operand, i)
             continue
         low = np.asarray(pair.low)
         for what, there in (("nan", np.isnan(low).any()), ("inf", np.isinf(low).any())):
             if there:
                 yield from born(run, operand, what, i, set())
+
+
+def _made_whole(run: Run, value: Value, output: int) -> Iterator[Blame]:
+    """Casts of NaN and infinities to integers behind an integer result."""
+    pending, seen = [value], set()
+    while pending:
+        node = pending.pop().node
+        if node is None or id(node) in seen or len(seen) > DEEP:
+            continue
+        seen.add(id(node))
+        for operand in node.inputs:
+            if not isinstance(operand, Value):
+                continue
+            if operand.type.dtype not in FORMATS:
+                pending.append(operand)
+            elif node.op == "convert_element_type" and node.outputs[0].type.dtype != "bool":
+                for what in ("nan", "inf"):
+                    if has(run.env.get(operand), what):
+                        for blame in born(run, operand, what, output, set()):
+                            if blame.root.kind == "invalid":
+                                yield Blame(node, "index", blame.root, output)
+                            else:
+                                yield blame
 
 
 def has(pair: Pair | None, what: str) -> bool:
@@ -113,24 +139,46 @@ def born(
     pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))]
     sources = [o for o, p in zip(node.inputs, pairs, strict=True) if has(p, what)]
     if what == "nan" and not sources:
-        infinite = [
-            o for o, p in zip(node.inputs, pairs, strict=True)
-            if isinstance(o, Value) and (lost_infinity(p) or (has(p, "inf") and _was_born(run, o)))
-        ]  # fmt: skip
-        for operand in infinite:
-            yield from born(run, operand, "inf", output, seen)
-        if infinite:
+        earlier = [
+            blame
+            for o, p in zip(node.inputs, pairs, strict=True)
+            if isinstance(o, Value) and has(p, "inf")
+            for blame in born(run, o, "inf", output, seen)
+        ]
+        if earlier:
+            yield from earlier
             return
     if sources:
-        # where() may bring in the infinity of a literal, and another operand's beside it
-        for operand in sources:
-            if isinstance(operand, Value):
+        for operand, pair in zip(node.inputs, pairs, strict=True):
+            if not has(pair, what):
+                continue
+            literal = written(operand)
+            if literal is None and isinstance(operand, Value):
                 yield from born(run, operand, what, output, seen)
+            elif (what == "nan" or node.op not in MOVES) and not _meant(pair, what):
+                yield Blame(node, what, Root("overflow", None, "literal", literal), output)
         if not _makes(run, node, value.index, pairs, what):
             return
-    if node.op == "constant" or (node.op in MOVES and not sources):
+    if node.op == "constant" or node.op in MOVES or written(value) is not None:
         return
     yield Blame(node, what, cause(run, node, value.index, pairs), output)
+
+
+def written(operand: Operand) -> Literal | None:
+    """The literal that an operand is, cast or broadcast at most."""
+    for _ in range(6):
+        if isinstance(operand, Literal):
+            return operand
+        node = operand.node
+        if node is None or node.op not in ("convert_element_type", "broadcast_in_dim", "reshape"):
+            return None
+        operand = node.inputs[0]
+    return None
+
+
+def _meant(pair: Pair, what: str) -> bool:
+    """Whether the shadow holds the special value too: it was written so."""
+    return has(Pair(pair.wide, pair.wide), what)
 
 
 def _makes(run: Run, node: Node, index: int, pairs: Sequence[Pair], what: str) -> bool:
@@ -146,14 +194,6 @@ def _makes(run: Run, node: Node, index: int, pairs: Sequence[Pair], what: str) -
                 return False
             bad = bad & np.isfinite(x)
     return bool(bad.any())
-
-
-def _was_born(run: Run, value: Value) -> bool:
-    """Whether an infinity comes from a computation, not from a literal or an argument."""
-    for blame in born(run, value, "inf", 0, set()):
-        if blame.birth is not None:
-            return True
-    return False
 
 
 def _outside(
@@ -187,11 +227,13 @@ def cause(run: Run, node: Node, index: int, pairs: Sequence[Pair]) -> Root:
     bad = ~np.isfinite(low)
     grid = numbers_of(node.outputs[index].type.dtype)
     most = grid.overflow_at if isinstance(grid, Grid) else np.inf
-    sound = bad & np.isfinite(wide) & (np.abs(wide) < most)
+    # the shadow is sound, or too large but made of an operand that is not zero there
+    sound = bad & np.isfinite(wide) & ((np.abs(wide) < most) | ~np.isfinite(exact))
     if sound.any():
-        guilty = _guilty(node, index, pairs, sound, most)
+        guilty = _guilty(node, index, pairs, sound)
         if guilty is not None:
-            return loss(run, node.inputs[guilty], pairs[guilty], (node,))
+            root = loss(run, node.inputs[guilty], pairs[guilty], (node,), sound)
+            return Root("invalid", node, node.op, None) if root.kind == "wrong" else root
     if (bad & np.isfinite(exact)).any() or (bad & np.isfinite(wide)).any():
         return Root("overflow", node, node.op, None)
     if node.op in INVALID and np.isinf(low).any() and not any(has(p, "inf") for p in pairs):
@@ -206,9 +248,7 @@ def cause(run: Run, node: Node, index: int, pairs: Sequence[Pair]) -> Root:
     return Root("invalid", node, node.op, None)
 
 
-def _guilty(
-    node: Node, index: int, pairs: Sequence[Pair], bad: Array, most: float
-) -> int | None:
+def _guilty(node: Node, index: int, pairs: Sequence[Pair], bad: Array) -> int | None:
     """The operand whose own value, in place of the rounded one, mends the most."""
     best, found = 0, None
     for i, pair in enumerate(pairs):
@@ -220,7 +260,7 @@ def _guilty(
                 result = np.asarray(evaluate(node, mixed)[index])
         except NotEvaluated:
             continue
-        mended = int((bad & np.isfinite(result) & (np.abs(result) < most)).sum())
+        mended = int((bad & np.isfinite(result)).sum())
         if mended > best:
             best, found = mended, i
     if found is None:
@@ -240,11 +280,20 @@ def _deviation(pair: Pair) -> float:
 # -- losses ------------------------------------------------------------------------------------
 
 
-def loss(run: Run, operand: Operand, pair: Pair, path: tuple[Node, ...]) -> Root:
-    """Where the difference between a value and its shadow first arose."""
+def loss(
+    run: Run, operand: Operand, pair: Pair, path: tuple[Node, ...], among: Array | None = None
+) -> Root:
+    """Where the difference between a value and its shadow first arose.
+
+    `among` marks the elements that matter, while the shape stays the same.
+    """
     for _ in range(DEEP):
-        if isinstance(operand, Literal):
-            return Root(_how(pair.low, pair.wide, pair.low), None, "literal", operand, path)
+        literal = written(operand)
+        if literal is not None:
+            return Root(_how(pair.low, pair.wide, pair.low), None, "literal", literal, path)
+        assert isinstance(operand, Value)
+        if among is not None and np.shape(pair.low) != among.shape:
+            among = None
         node = operand.node
         if node is None:
             holder = run.outer.get(operand)
@@ -253,6 +302,8 @@ def loss(run: Run, operand: Operand, pair: Pair, path: tuple[Node, ...]) -> Root
                 return Root("inexact" if kind == "wrong" else kind, None, "input", operand, path)
             _, outer, looped = holder
             sources: list[Operand] = [o for o in (looped, outer) if o is not None]
+            if looped is not None and looped.node in path:
+                return _accumulated(run, path[path.index(looped.node) :], path)
             follow = _worst(run, sources, path)
             if follow is None:
                 return Root("wrong", None, "input", operand, path)
@@ -266,7 +317,7 @@ def loss(run: Run, operand: Operand, pair: Pair, path: tuple[Node, ...]) -> Root
             path = (*path, node)
             operand, pair = follow
             continue
-        made = _at(run, node, operand.index, pair)
+        made = _at(run, node, operand.index, pair, among)
         if isinstance(made, Root):
             return Root(made.kind, made.node, made.name, made.value, (*path, node))
         if node in path:
@@ -274,6 +325,33 @@ def loss(run: Run, operand: Operand, pair: Pair, path: tuple[Node, ...]) -> Root
         path = (*path, node)
         operand, pair = node.inputs[made], run.read(run.env, node, made)
     return Root("wrong", path[-1] if path else None, path[-1].op if path else "input", None, path)
+
+
+def _accumulated(run: Run, loop: Sequence[Node], path: tuple[Node, ...]) -> Root:
+    """Of an error that grows from turn to turn: the step that rounds most."""
+    best, found = 0.0, Root("wrong", None, "input", None, path)
+    for node in loop:
+        pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))] if node.inputs else []
+        for operand, pair in zip(node.inputs, pairs, strict=True):
+            literal = written(operand)
+            if literal is not None and not pair.same:
+                kind = _how(pair.low, pair.wide, pair.low)
+                if kind != "wrong":
+                    before = path[: path.index(node) + 1]
+                    return Root(kind, None, "literal", literal, before)
+        if node not in run.exact or node.outputs[0] not in run.env:
+            continue
+        low = np.asarray(run.env[node.outputs[0]].low, np.float64)
+        exact = np.asarray(run.exact[node][0], np.float64)
+        if exact.dtype.kind != "f" or not exact.size:
+            continue
+        with np.errstate(all="ignore"):
+            size = np.nanmax(np.abs(exact))
+            rounded = float(np.nanmax(np.abs(low - exact)) / size) if size else 0.0
+        if rounded > best:
+            kind = _rounding(node, pairs, low, exact)
+            best, found = rounded, Root(kind, node, node.op, node.outputs[0], path)
+    return found
 
 
 def _worst(
@@ -292,7 +370,7 @@ def _worst(
     return operand, pair
 
 
-def _at(run: Run, node: Node, index: int, pair: Pair) -> Root | int:
+def _at(run: Run, node: Node, index: int, pair: Pair, among: Array | None) -> Root | int:
     """The root, if this node is it, else the operand to go on with."""
     low = np.asarray(pair.low, np.float64)
     wide = np.broadcast_to(np.asarray(pair.wide, np.float64), low.shape)
@@ -300,15 +378,19 @@ def _at(run: Run, node: Node, index: int, pair: Pair) -> Root | int:
     with np.errstate(all="ignore"):
         off = np.abs(low - wide)
         off = np.where(np.isnan(off), np.inf, off)
+        if among is not None and among.any():
+            off = np.where(among, off, -1.0)
+        else:
+            among = np.ones(off.shape, bool)
         worst = np.unravel_index(int(np.argmax(off)), off.shape) if off.size else ()
         here = np.abs(low - exact)[worst] if off.size else 0.0
         there = off[worst] if off.size else 0.0
     pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))]
     moved = [i for i, p in enumerate(pairs) if not p.same and np.asarray(p.low).dtype.kind == "f"]
-    vanished = bool(((low == 0) & (exact != 0) & (wide != 0)).any())
+    vanished = bool((among & (low == 0) & (exact != 0) & (wide != 0)).any())
     if vanished and node.op not in ("sub",):
         return Root("underflow", node, node.op, node.outputs[index])
-    if (np.isinf(low) & np.isfinite(exact)).any():
+    if (among & ~np.isfinite(low) & np.isfinite(exact)).any():
         return Root("overflow", node, node.op, node.outputs[index])
     cancels = node.op in ("add", "sub", "add_any", "reduce_sum", "dot_general", "cumsum")
     if cancels and moved and _cancelled(node, pairs, low, wide):
@@ -320,16 +402,18 @@ def _at(run: Run, node: Node, index: int, pair: Pair) -> Root | int:
         return Root(_rounding(node, pairs, low, exact), node, node.op, node.outputs[index])
     if len(moved) == 1:
         return moved[0]
-    return max(moved, key=lambda i: _effect(node, index, pairs, i, wide))
+    return max(moved, key=lambda i: _effect(node, index, pairs, i, wide, among))
 
 
-def _effect(node: Node, index: int, pairs: Sequence[Pair], i: int, wide: Array) -> float:
+def _effect(
+    node: Node, index: int, pairs: Sequence[Pair], i: int, wide: Array, among: Array
+) -> float:
     """How far the result moves to the shadow when operand i alone is the shadow's."""
     mixed = [p.wide if j == i else p.low for j, p in enumerate(pairs)]
     try:
         with np.errstate(all="ignore"):
             result = np.asarray(evaluate(node, mixed)[index], np.float64)
-            left = np.abs(result - wide)
+            left = np.where(among, np.abs(result - wide), 0.0)
             return -float(np.nanmax(np.where(np.isnan(left), np.inf, left))) if left.size else 0.0
     except NotEvaluated:
         return -np.inf
@@ -359,6 +443,10 @@ def _bounding(node: Node, pairs: Sequence[Pair]) -> int | None:
         return None
     for i, (mine, other) in enumerate(((pairs[0], pairs[1]), (pairs[1], pairs[0]))):
         x, c = np.asarray(mine.low), np.asarray(other.low)
+        made = node.inputs[i]
+        op = made.node.op if isinstance(made, Value) and made.node is not None else ""
+        if op in ("exp", "exp2", "square", "sqrt"):  # one is no bound of these
+            continue
         if other.same and not mine.same and bool((np.abs(x) == np.abs(c)).any()):
             return i
     return None
@@ -381,14 +469,68 @@ def _rounding(node: Node, pairs: Sequence[Pair], low: Array, exact: Array) -> st
     if node.op in ("add", "sub", "add_any", "cumsum", "reduce_sum", "scatter-add"):
         if kind in ("underflow", "overflow"):
             return kind
-        if kind == "rounds-to-bound" and any(
-            isinstance(o, Literal) or np.ndim(p.low) == 0 or (np.asarray(p.low) == 1).all()
-            for o, p in zip(node.inputs, pairs, strict=True)
-        ):
-            return kind
         return "absorption"
     if node.op in ("convert_element_type", "cast") and np.asarray(pairs[0].low).dtype.kind in "iu":
         return "inexact"
     if node.op == "iota":
         return "inexact"
     return kind
+
+
+# -- whole numbers -----------------------------------------------------------------------------
+
+
+def inexact(graph: Graph, run: Run) -> Iterator[Blame]:
+    """Integers that a float format cannot hold, where a result depends on them."""
+    for node in _reaching(graph):
+        if node not in run.exact or node.outputs[0].type.dtype not in FORMATS:
+            continue
+        made = node.op == "iota" or (
+            node.op in ("convert_element_type", "cast")
+            and node.inputs[0].type.dtype.startswith(("int", "uint"))
+        )
+        if not made and not (node.op in ("add", "mul", "sub") and _from_integers(node)):
+            continue
+        low = np.asarray(run.env[node.outputs[0]].low, np.float64)
+        exact = np.asarray(run.exact[node][0], np.float64)
+        if np.isfinite(low).all() and (low != exact).any():
+            root = Root("inexact", node, node.op, node.outputs[0])
+            yield Blame(node, "wrong", root, 0)
+
+
+def _from_integers(node: Node, depth: int = 3) -> bool:
+    """Whether all operands are integers that were cast, and whole constants."""
+    some = False
+    for operand in node.inputs:
+        if isinstance(operand, Literal) or written(operand) is not None:
+            literal = operand if isinstance(operand, Literal) else written(operand)
+            assert literal is not None
+            if isinstance(literal.value, complex) or literal.value != literal.value // 1:
+                return False
+            continue
+        made = operand.node
+        if made is not None and made.op == "convert_element_type":
+            if not made.inputs[0].type.dtype.startswith(("int", "uint")):
+                return False
+            some = True
+        elif made is None or depth == 0 or made.op not in ("add", "mul", "sub"):
+            return False
+        elif not _from_integers(made, depth - 1):
+            return False
+        else:
+            some = True
+    return some
+
+
+def _reaching(graph: Graph) -> list[Node]:
+    """The nodes, of sub-programs too, that some result depends on."""
+    needed = {id(o.node) for o in graph.outputs if isinstance(o, Value) and o.node is not None}
+    found = []
+    for node in reversed(graph.nodes):
+        if id(node) not in needed:
+            continue
+        found.append(node)
+        needed.update(id(o.node) for o in node.inputs if isinstance(o, Value) and o.node is not None)
+        for region in node.regions:
+            found += _reaching(region)
+    return found

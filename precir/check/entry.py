@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ from precir.check.suppress import suppressed
 from precir.check.wording import because, mend, message
 from precir.domains.fact import UNKNOWN
 from precir.formats import FORMATS, Format, format_of
-from precir.ir import Graph, Node, Value
+from precir.ir import Graph, Literal, Node, Value
 from precir.lower import lower_jaxpr
 from precir.passes.facts import Facts, infer_facts
 from precir.source import Where
@@ -86,7 +86,8 @@ class Checked:
 
     def hazards(self, found: Search, fn: Callable[..., Any], structure: Any) -> list[Hazard]:
         real = _Real(fn, structure, self) if len(self.graph) <= LARGE and self.native else None
-        chosen = _one_per_cause(found.found.values())
+        place = {id(node): i for i, node in enumerate(self.graph.walk())}
+        chosen = _one_per_cause(found.found.values(), place)
         made = []
         for w in chosen:
             severity = self._severity(w.blame)
@@ -186,17 +187,35 @@ def _relabelled(graph: Graph, dtype: str) -> Graph:
 
 
 def _state(graph: Graph) -> list[tuple[int, int]]:
-    """Inputs and results of one shape and dtype, where the result is made from the input."""
+    """Inputs and results of one shape, where the result is the input with something added."""
+    inputs = {v: i for i, v in enumerate(graph.inputs) if v.type.dtype in FORMATS}
     pairs = []
-    for i, given in enumerate(graph.inputs):
-        if given.type.dtype not in FORMATS or given not in graph.users:
-            continue
-        for j, result in enumerate(graph.outputs):
-            if isinstance(result, Value) and result is not given and _like(result, given):
-                made = result.node
-                if made is not None and made.op in ("add", "sub", "add_any", "convert_element_type", "mul", "div", "select_n"):
-                    pairs.append((i, j))
-    return pairs[:400]
+    for j, result in enumerate(graph.outputs):
+        if isinstance(result, Value) and result.node is not None:
+            pairs += [(inputs[v], j) for v in _moved_from(result) if v in inputs and _like(v, result)]
+    return pairs
+
+
+def _moved_from(result: Value, depth: int = 12) -> Iterator[Value]:
+    """Values that a result is a few steps away from: of x - u, of a * x + b, of a loop over them."""
+    node = result.node
+    if node is None or depth == 0:
+        yield result
+    elif node.op in ("add", "sub", "add_any"):
+        for operand in node.inputs:
+            if isinstance(operand, Value):
+                yield from _moved_from(operand, depth - 1)
+    elif node.op == "convert_element_type":
+        if isinstance(node.inputs[0], Value):
+            yield from _moved_from(node.inputs[0], depth - 1)
+    elif node.op == "mul":
+        for operand, other in (node.inputs, node.inputs[::-1]):
+            if isinstance(operand, Value) and isinstance(other, Literal):
+                yield from _moved_from(operand, depth - 1)
+    elif node.op == "scan" and result.index < node.params["num_carry"]:
+        start = node.inputs[node.params["num_consts"] + result.index]
+        if isinstance(start, Value):
+            yield from _moved_from(start, depth - 1)
 
 
 def _like(a: Value, b: Value) -> bool:
@@ -211,15 +230,17 @@ def _then(blame: Blame) -> tuple[Step, ...]:
     return ()
 
 
-def _one_per_cause(found: Any) -> list[Witnessed]:
-    """Of several symptoms of one cause the first in the program."""
+def _one_per_cause(found: Iterable[Witnessed], place: Mapping[int, int]) -> list[Witnessed]:
+    """Of several symptoms of one cause the worst, and of those the first in the program."""
+
+    def rank(w: Witnessed) -> tuple[bool, int]:
+        return w.blame.symptom not in ("nan", "inf"), place.get(id(w.blame.birth), 0)
+
     chosen: dict[Any, Witnessed] = {}
-    for w in found:
+    for w in sorted(found, key=rank):
         root = w.blame.root
-        key = (root.kind, id(root.node) if root.node is not None else (root.name, _line(w.blame.birth)))
-        chosen.setdefault(key, w)
-    causes = {id(w.blame.birth) for w in chosen.values()}
-    _ = causes
+        cause = id(root.node) if root.node is not None else (root.name, _line(w.blame.birth))
+        chosen.setdefault((root.kind, cause), w)
     return list(chosen.values())
 
 
@@ -285,15 +306,20 @@ class _Real:
             return w.up_to is not None and not np.array_equal(out, w.up_to)
         real = out.astype(np.float64)
         if w.blame.symptom in ("nan", "inf"):
-            return not np.isfinite(real).all()
+            return not np.isfinite(real).all() or self._off(w, real, dtype)
         if w.blame.symptom == "zero":
             return not real.any()
+        if w.blame.root.kind == "inexact":
+            return True  # a cast's rounding is no matter of order
+        if w.blame.symptom == "stuck":
+            return not np.array_equal(real, w.up_to)
+        return self._off(w, real, dtype) or not np.isfinite(real).all()
+
+    def _off(self, w: Witnessed, real: Any, dtype: str) -> bool:
         with np.errstate(all="ignore"):
             error = np.abs(real - w.up_to).max()
             size = np.abs(w.up_to).max()
-        if w.blame.symptom == "stuck":
-            return bool(error > 0)
-        return bool(error > 0.5 * TOLERANCE.get(dtype, 1.0) * size) or not np.isfinite(real).all()
+        return bool(error > 0.5 * TOLERANCE.get(dtype, 1.0) * size)
 
 
 def _array(x: Any, leaf: Leaf) -> Any:

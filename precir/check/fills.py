@@ -204,10 +204,6 @@ def _pair(leaf: Leaf, x: Array) -> Pair:
         whole = np.all(x == np.floor(x)) and np.abs(x).max(initial=0) > 2.0 / format_.epsilon
     if fits.all() and not whole:
         return Pair(low, low)
-    outside = np.isfinite(low) & (low != 0) | (x == 0)
-    if outside.all() and not whole:  # only past the range's own ends: take them as they are
-        wide = low
-        return Pair(low, wide)
     return Pair(low, np.where(fits, low, x) if not whole else x)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 
-from precir.check.blame import Blame, Root, loss, specials
+from precir.check.blame import Blame, Root, inexact, loss, specials
 from precir.check.evaluate import NotEvaluated
 from precir.check.fills import Fill, Leaf, fills
 from precir.check.shadow import Pair, Run, TooLong, run
@@ -21,7 +22,7 @@ Array = Any
 # Relative to the largest element of a result: an error that nobody takes for rounding.
 TOLERANCE: Final = {
     "float64": 1e-6, "float32": 1e-2, "float16": 0.06, "bfloat16": 0.2,
-    "float8_e4m3fn": 0.9, "float8_e5m2": 1.5,
+    "float8_e4m3fn": 0.9, "float8_e5m2": 0.9,
 }  # fmt: skip
 
 
@@ -52,6 +53,12 @@ class Search:
     complete: bool = False
     refused: str = ""
 
+    def add(self, blame: Blame, fill: Fill, outs: Sequence[Pair]) -> None:
+        key = (id(blame.birth), blame.symptom, blame.root.kind)
+        if key not in self.found:
+            wide = np.asarray(outs[blame.output].wide)
+            self.found[key] = Witnessed(blame, fill, wide)
+
 
 def search(
     graph: Graph,
@@ -71,74 +78,108 @@ def search(
     """
     made = Search()
     deadline = time.monotonic() + seconds
+    suspects: list[Suspect] = []
+    sizes: dict[int, list[float]] = defaultdict(list)
     for fill in fills(leaves):
         left = deadline - time.monotonic()
         if left <= 0:
-            return made
+            break
         try:
             result, outs = run(graph, fill.pairs, true, left)
         except TooLong:
-            return made
+            break
         except NotEvaluated as error:
             made.refused = str(error)
             return made
         made.runs += 1
         with np.errstate(all="ignore"):
-            for blame in went_wrong(graph, result, outs, fill, state):
-                key = (id(blame.birth), blame.symptom, blame.root.kind)
-                if key not in made.found:
-                    wide = np.asarray(outs[blame.output].wide)
-                    made.found[key] = Witnessed(blame, fill, wide)
-    made.complete = True
+            for blame in broken(graph, result, outs, fill, state):
+                made.add(blame, fill, outs)
+            if fill.typical:
+                suspects += _suspects(graph, result, outs, fill, sizes)
+    else:
+        made.complete = True
+    usual = {i: float(np.median(found)) for i, found in sizes.items()}
+    with np.errstate(all="ignore"):
+        for suspect in suspects:
+            if suspect.error > suspect.tolerance * usual[suspect.output]:
+                for blame in _inaccurate(graph, suspect):
+                    made.add(blame, suspect.fill, suspect.outs)
     return made
 
 
-def went_wrong(
+def broken(
     graph: Graph, result: Run, outs: Sequence[Pair], fill: Fill, state: Sequence[tuple[int, int]]
 ) -> Iterator[Blame]:
-    """Everything wrong with one run's results."""
+    """What is wrong with one run, whatever others give."""
     special = list(specials(graph, result, outs))
     yield from special
-    spoiled = {b.output for b in special}
     for node in result.endless:
         yield from _endless(result, node)
-    if special or not fill.typical:
-        return
+    yield from inexact(graph, result)
     for i, (operand, pair) in enumerate(zip(graph.outputs, outs, strict=True)):
-        if i in spoiled or pair.same or not isinstance(operand, Value):
+        if fill.typical and not pair.same and isinstance(operand, Value):
+            if np.asarray(pair.low).dtype.kind in "iu":
+                yield from _misplaced(result, operand, pair, i)
+    if not special and fill.name in ("uniform", "example"):
+        for given, carried in state:
+            yield from _stuck(graph, result, outs, given, carried)
+
+
+def _misplaced(result: Run, operand: Value, pair: Pair, i: int) -> Iterator[Blame]:
+    root = loss(result, operand, pair, ())
+    if root.kind in ("inexact", "absorption", "invalid"):
+        birth = _birth(root, operand)
+        if birth is not None:
+            yield Blame(birth, "index", root, i)
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A result that differs from its shadow by more than rounding, for its own size."""
+
+    output: int
+    error: float
+    tolerance: float
+    run: Run
+    outs: Sequence[Pair]
+    fill: Fill
+
+
+def _suspects(
+    graph: Graph, result: Run, outs: Sequence[Pair], fill: Fill, sizes: dict[int, list[float]]
+) -> Iterator[Suspect]:
+    for i, (operand, pair) in enumerate(zip(graph.outputs, outs, strict=True)):
+        if not isinstance(operand, Value) or operand.type.dtype not in FORMATS:
             continue
-        if operand.type.dtype in FORMATS:
-            yield from _inaccurate(result, operand, pair, i)
-        elif np.asarray(pair.low).dtype.kind in "iu":
-            root = loss(result, operand, pair, ())
-            if root.kind in ("inexact", "absorption", "invalid"):
-                birth = _birth(root, operand)
-                if birth is not None:
-                    yield Blame(birth, "index", root, i)
-    for given, carried in state:
-        yield from _stuck(graph, result, outs, given, carried)
+        low, wide = np.asarray(pair.low, np.float64), np.asarray(pair.wide, np.float64)
+        if not low.size or not np.isfinite(wide).all():
+            continue
+        size = float(np.abs(wide).max())
+        sizes[i].append(size)
+        error = float(np.abs(low - wide).max()) if np.isfinite(low).all() else 0.0
+        tolerance = TOLERANCE.get(operand.type.dtype, 1.0)
+        if error > tolerance * size:
+            yield Suspect(i, error, tolerance, result, outs, fill)
 
 
-def _inaccurate(result: Run, operand: Value, pair: Pair, i: int) -> Iterator[Blame]:
+def _inaccurate(graph: Graph, suspect: Suspect) -> Iterator[Blame]:
+    i, result = suspect.output, suspect.run
+    operand, pair = graph.outputs[i], suspect.outs[i]
+    assert isinstance(operand, Value)
     low, wide = np.asarray(pair.low, np.float64), np.asarray(pair.wide, np.float64)
-    if not np.isfinite(wide).all() or not low.size:
-        return
-    size = np.abs(wide).max()
-    error = np.abs(low - wide).max()
-    if not error > TOLERANCE.get(operand.type.dtype, 1.0) * size:
-        return
-    vanished = not low.any() and wide.any()
+    vanished = not low.any() and bool(wide.any())
     root = loss(result, operand, pair, ())
     if root.kind == "wrong":
         root = _phase(root)
     if root.kind == "wrong":
         return
-    if vanished and root.kind not in ("underflow", "rounds-to-bound", "cancellation", "absorption"):
-        return
-    birth = _birth(root, operand)
+    birth = _birth(root, operand, vanished)
     if birth is None:
         return
     symptom = "zero" if vanished else "stuck" if root.kind == "absorption" else "wrong"
+    if root.kind == "overflow" and root.node is not None:
+        symptom = "inf"
     yield Blame(birth, symptom, root, i)
 
 
@@ -150,15 +191,13 @@ def _phase(root: Root) -> Root:
     return root
 
 
-def _birth(root: Root, operand: Value) -> Node | None:
-    """The node that shows a loss: the root itself, or what an inexact number was used by."""
-    if root.kind in ("inexact", "wrong"):
-        for node in root.path:
-            if node.op in ("sin", "cos", "tan", "rem", "floor"):
-                return node
-    if root.node is not None:
-        return root.node
-    return root.path[-1] if root.path else operand.node
+def _birth(root: Root, operand: Value, vanished: bool = False) -> Node | None:
+    """The node that shows a loss: the root itself, or what reads a constant or an input."""
+    if root.node is None:
+        return root.path[-1] if root.path else operand.node
+    if root.kind == "rounds-to-bound" and vanished and len(root.path) > 1:
+        return root.path[-2]
+    return root.node
 
 
 def _stuck(
@@ -178,11 +217,11 @@ def _stuck(
     if not moves.any():
         return
     still = moves & (low == start)
-    if still.sum() < 0.5 * moves.sum():
+    if still.sum() < 0.6 * moves.sum():
         return
     root = loss(result, operand, after, ())
     if root.kind in ("absorption", "underflow", "rounds-to-bound"):
-        birth = root.node if root.node is not None else operand.node
+        birth = _birth(root, operand) or operand.node
         yield Blame(birth, "stuck", root, carried)
 
 

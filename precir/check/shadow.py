@@ -35,6 +35,17 @@ class Pair(NamedTuple):
         return self.low is self.wide
 
 
+class Kept(NamedTuple):
+    """The values of a graph, and of the sub-programs in it; and its results before rounding."""
+
+    env: dict[Value, Pair]
+    exact: dict[Node, list[Array]]
+
+    def take(self, inner: Kept) -> None:
+        self.env.update(inner.env)
+        self.exact.update(inner.exact)
+
+
 class TooLong(Exception):
     """The time given to a run is over."""
 
@@ -57,8 +68,6 @@ class Run:
     exact: dict[Node, list[Array]] = field(default_factory=dict)
     outer: dict[Value, tuple[Node, Operand | None, Value | None]] = field(default_factory=dict)
     endless: list[Node] = field(default_factory=list)
-    ended: dict[Node, int] = field(default_factory=dict)
-    bad_region: dict[int, bool] = field(default_factory=dict)
 
     def read(self, env: Mapping[Value, Pair], node: Node, i: int) -> Pair:
         operand = node.inputs[i]
@@ -68,9 +77,10 @@ class Run:
         true = self.true.get((id(node), i))
         return Pair(low, low if true is None else np.float64(true))
 
-    def graph(self, graph: Graph, inputs: Sequence[Pair]) -> tuple[list[Pair], dict[Value, Pair]]:
-        """Run one graph; its values are kept in `env` by the caller."""
+    def graph(self, graph: Graph, inputs: Sequence[Pair]) -> tuple[list[Pair], Kept]:
+        """Run one graph; the caller decides whether to keep its values."""
         env: dict[Value, Pair] = dict(zip(graph.inputs, inputs, strict=True))
+        kept = Kept(env, {})
         for node in graph.nodes:
             if time.monotonic() > self.deadline:
                 raise TooLong
@@ -80,7 +90,10 @@ class Run:
                 env[node.outputs[0]] = Pair(value, value)
                 continue
             operands = [self.read(env, node, i) for i in range(len(node.inputs))]
-            results = self.regions(node, operands) if node.regions else self.plain(node, operands)
+            if node.regions:
+                results = self.regions(node, operands, kept)
+            else:
+                results = self.plain(node, operands, kept)
             env.update(zip(node.outputs, results, strict=True))
         outs = []
         for o in graph.outputs:
@@ -88,11 +101,11 @@ class Run:
                 outs.append(env[o])
             else:
                 outs.append(Pair(literal_array(o), literal_array(o)))
-        return outs, env
+        return outs, kept
 
-    def plain(self, node: Node, operands: Sequence[Pair]) -> list[Pair]:
+    def plain(self, node: Node, operands: Sequence[Pair], kept: Kept) -> list[Pair]:
         exact = evaluate(node, [p.low for p in operands])
-        self.exact[node] = exact
+        kept.exact[node] = exact
         lows = [rounded(x, v.type.dtype) for x, v in zip(exact, node.outputs, strict=True)]
         if node.op in ("cumsum",) and node.outputs[0].type.dtype in SMALL:
             lows = [_step_by_step(node, operands[0].low)]
@@ -113,26 +126,28 @@ class Run:
 
     # -- sub-programs ------------------------------------------------------------------------------
 
-    def regions(self, node: Node, operands: Sequence[Pair]) -> list[Pair]:
+    def regions(self, node: Node, operands: Sequence[Pair], kept: Kept) -> list[Pair]:
         if node.op == "scan":
-            return self._scan(node, operands)
+            return self._scan(node, operands, kept)
         if node.op == "while":
-            return self._while(node, operands)
+            return self._while(node, operands, kept)
         if node.op == "cond":
             index = int(np.clip(int(operands[0].low), 0, len(node.regions) - 1))
-            return self._call(node, node.regions[index], operands[1:], 1)
+            return self._call(node, node.regions[index], operands[1:], 1, kept)
         if node.op in ("remat", "jit", "custom_jvp_call", "custom_vjp_call"):
-            return self._call(node, node.regions[0], operands, 0)
+            return self._call(node, node.regions[0], operands, 0, kept)
         raise NotEvaluated(node.op)
 
-    def _call(self, node: Node, region: Graph, operands: Sequence[Pair], first: int) -> list[Pair]:
-        outs, env = self.graph(region, operands)
-        self.env.update(env)
+    def _call(
+        self, node: Node, region: Graph, operands: Sequence[Pair], first: int, kept: Kept
+    ) -> list[Pair]:
+        outs, inner = self.graph(region, operands)
+        kept.take(inner)
         for i, v in enumerate(region.inputs):
             self.outer[v] = (node, node.inputs[first + i], None)
         return outs
 
-    def _scan(self, node: Node, operands: Sequence[Pair]) -> list[Pair]:
+    def _scan(self, node: Node, operands: Sequence[Pair], kept: Kept) -> list[Pair]:
         p, body = node.params, node.regions[0]
         consts = list(operands[: p["num_consts"]])
         carry = list(operands[p["num_consts"] : p["num_consts"] + p["num_carry"]])
@@ -142,13 +157,13 @@ class Run:
         if p["length"] > MOST_TURNS:
             raise TooLong
         ys: list[list[Pair]] = []
-        kept = False
+        found = False
         for i in reversed(order) if p["reverse"] else order:
             slices = [Pair(x.low[i], x.low[i] if x.same else x.wide[i]) for x in xs]
-            outs, env = self.graph(body, [*consts, *carry, *slices])
-            if not kept:
-                self.env.update(env)
-                kept = any(spoiled(o) for o in outs)
+            outs, inner = self.graph(body, [*consts, *carry, *slices])
+            if not found:
+                kept.take(inner)
+                found = any(spoiled(o) for o in outs)
             carry = outs[:count]
             ys.append(outs[count:])
         if p["reverse"]:
@@ -167,14 +182,14 @@ class Run:
             stacked.append(Pair(low, low if same else np.stack([np.asarray(y[j].wide) for y in ys])))
         return [*carry, *stacked]
 
-    def _while(self, node: Node, operands: Sequence[Pair]) -> list[Pair]:
+    def _while(self, node: Node, operands: Sequence[Pair], kept: Kept) -> list[Pair]:
         cond, body = node.regions
         n_cond, n_body = node.params["cond_nconsts"], node.params["body_nconsts"]
         of_cond, consts = operands[:n_cond], operands[n_cond : n_cond + n_body]
         carry = list(operands[n_cond + n_body :])
-        kept, turns, wide_ended = False, 0, False
+        found, turns = False, 0
         while True:
-            outs, env = self.graph(cond, [*of_cond, *carry])
+            outs, _ = self.graph(cond, [*of_cond, *carry])
             going = np.asarray(outs[0].low)
             if going.ndim:
                 raise NotEvaluated("while")
@@ -184,10 +199,10 @@ class Run:
             if turns > MOST_TURNS:
                 self.endless.append(node)
                 break
-            results, env = self.graph(body, [*consts, *carry])
-            if not kept:
-                self.env.update(env)
-                kept = any(spoiled(o) for o in results)
+            results, inner = self.graph(body, [*consts, *carry])
+            if not found:
+                kept.take(inner)
+                found = any(spoiled(o) for o in results)
             stuck = all(_equal(a.low, b.low) for a, b in zip(results, carry, strict=True))
             carry = results
             if stuck:
@@ -196,7 +211,6 @@ class Run:
         for i, v in enumerate(body.inputs):
             looped = body.outputs[i - n_body] if i >= n_body else None
             self.outer[v] = (node, node.inputs[n_cond + i], looped if isinstance(looped, Value) else None)
-        _ = wide_ended
         return carry
 
 
@@ -220,8 +234,8 @@ def run(
     """
     made = Run(true, time.monotonic() + seconds)
     with np.errstate(all="ignore"):
-        outs, env = made.graph(graph, inputs)
-    made.env.update(env)
+        outs, kept = made.graph(graph, inputs)
+    made.env, made.exact = kept.env, kept.exact
     return made, outs
 
 
