@@ -40,6 +40,24 @@ def evaluate(node: Node, inputs: Sequence[Array]) -> list[Array]:
     return _bound(node, inputs)
 
 
+def _scatter(node: Node, xs: Sequence[Array]) -> Array:
+    """Scatters carry a program of their own; the public functions make it anew."""
+    if node.op == "scatter" and node.params.get("update_jaxpr") is not None:
+        return None
+    function = getattr(jax.lax, node.op.replace("-", "_"))
+    p = node.params
+    with jax.enable_x64(True):
+        operands = [_operand(x, o.type.dtype) for x, o in zip(xs, node.inputs, strict=True)]
+        result = function(
+            *operands,
+            p["dimension_numbers"],
+            indices_are_sorted=p["indices_are_sorted"],
+            unique_indices=p["unique_indices"],
+            mode=p["mode"],
+        )
+    return _plain(result, node.outputs[0].type.dtype)
+
+
 def _bound(node: Node, inputs: Sequence[Array]) -> list[Array]:
     primitive = primitive_named(node.op)
     if primitive is None or node.regions or node.effects:
@@ -316,5 +334,6 @@ RULES: Final[dict[str, Rule]] = {
     "sort": _sort, "stop_gradient": _identity, "copy": _identity, "optimization_barrier": _identity,
     "sharding_constraint": _identity, "reduce_precision": _identity, "split": _split,
     "dynamic_slice": _dynamic_slice, "dynamic_update_slice": _dynamic_update,
+    **{f"scatter{kind}": _scatter for kind in ("", "-add", "-sub", "-mul", "-min", "-max")},
     "rev": lambda node, xs: np.flip(xs[0], node.params["dimensions"]),
 }  # fmt: skip

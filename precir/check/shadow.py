@@ -90,7 +90,7 @@ class Run:
                 env[node.outputs[0]] = Pair(value, value)
                 continue
             operands = [self.read(env, node, i) for i in range(len(node.inputs))]
-            if node.regions:
+            if node.regions and not node.op.startswith("scatter"):
                 results = self.regions(node, operands, kept)
             else:
                 results = self.plain(node, operands, kept)
