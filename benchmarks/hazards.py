@@ -52,7 +52,11 @@ class Result:
 
     def points(self, h: precir.Hazard) -> int:
         case = self.case
-        return 2 * (h.root in case.roots) + 2 * (h.line in case.lines) + (h.primitive in case.primitives)
+        return (
+            2 * (h.root in case.roots)
+            + 2 * (h.line in case.lines)
+            + (h.primitive in case.primitives)
+        )
 
 
 def ask(case: Case) -> Result:
@@ -69,7 +73,11 @@ def ask(case: Case) -> Result:
 
 def abstract(x: jax.Array, spec: object) -> object:
     """A shape for what has a range; what is fixed stays as it is."""
-    return x if not jax.numpy.issubdtype(x.dtype, np.floating) else jax.ShapeDtypeStruct(x.shape, x.dtype)
+    return (
+        x
+        if not jax.numpy.issubdtype(x.dtype, np.floating)
+        else jax.ShapeDtypeStruct(x.shape, x.dtype)
+    )
 
 
 @dataclass(frozen=True)
@@ -105,11 +113,13 @@ def explain(result: Result) -> str | None:
     """What is wrong with a result, if anything is."""
     case, match = result.case, result.match
     said = "; ".join(
-        f"{h.severity} {h.kind} {h.primitive}<-{h.root} {h.symptom} line {h.line}" for h in result.findings
+        f"{h.severity} {h.kind} {h.primitive}<-{h.root} {h.symptom} line {h.line}"
+        for h in result.findings
     )
     if not case.kinds:
         return f"FALSE ALARM {case.name}: {said}" if result.findings else None
-    wanted = f"{'/'.join(case.kinds)} {'/'.join(case.primitives)}<-{'/'.join(case.roots)} {case.symptom} line {case.lines}"
+    kinds, births, roots = ("/".join(x) for x in (case.kinds, case.primitives, case.roots))
+    wanted = f"{kinds} {births}<-{roots} {case.symptom} line {case.lines}"
     if match is None:
         return f"MISSED {case.name}: wanted {wanted}; said {said or 'nothing'}"
     wrong = [
@@ -121,7 +131,9 @@ def explain(result: Result) -> str | None:
         )
         if not right
     ]
-    return f"{', '.join(wrong).upper()} {case.name}: wanted {wanted}; said {said}" if wrong else None
+    return (
+        f"{', '.join(wrong).upper()} {case.name}: wanted {wanted}; said {said}" if wrong else None
+    )
 
 
 def main() -> None:

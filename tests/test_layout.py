@@ -25,7 +25,7 @@ LAYERS = (
     ("precir.text.*", "precir.verify.*", "precir.phases", "precir.lower", "precir.emit.*"),
     ("precir.recipe",),
     ("precir.passes.*",),
-    ("precir.describe", "precir.program", "precir.vjp"),
+    ("precir.describe", "precir.program", "precir.vjp", "precir.check.*"),
     ("precir.report.*", "precir.dump", "precir.observe", "precir.compile"),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),

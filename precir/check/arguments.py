@@ -126,7 +126,9 @@ def _leaf(path: str, x: Any, entry: Range | None, format: Format, example: bool)
         if finite.size:
             lo, hi = float(finite.min()), float(finite.max())
     target = format.name if dtype in ("float32", "float64", "bfloat16", "float16") else dtype
-    return Leaf(path, shape, target, lo, hi, value if example or entry is None else None, False, dtype)
+    return Leaf(
+        path, shape, target, lo, hi, value if example or entry is None else None, False, dtype
+    )
 
 
 def _dtype(x: Any) -> str:
@@ -143,7 +145,8 @@ def abstract(leaf: Leaf, dtype: str) -> Any:
     """What to trace with in place of an array, in that dtype if it is a float."""
     if leaf.dtype.startswith("key"):
         return leaf.value if leaf.value is not None else jax.eval_shape(lambda: jax.random.key(0))
-    return jax.ShapeDtypeStruct(leaf.shape, jax.numpy.dtype(dtype if leaf.floating else leaf.dtype))
+    shaped: Any = jax.ShapeDtypeStruct
+    return shaped(leaf.shape, jax.numpy.dtype(dtype if leaf.floating else leaf.dtype))
 
 
 def fact_of(leaf: Leaf, example: bool) -> Fact | None:

@@ -11,10 +11,11 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from precir.check.arguments import Ranges, abstract, fact_of, leaves_of
-from precir.check.blame import Blame
-from precir.check.fills import Fill, Leaf
-from precir.check.hazard import Hazard, Step
+from precir.check.blame import Blame, Root
+from precir.check.fills import Leaf
+from precir.check.hazard import Hazard
 from precir.check.literals import true_literals
+from precir.check.relabel import relabel
 from precir.check.search import TOLERANCE, Search, Witnessed, search
 from precir.check.suppress import suppressed
 from precir.check.wording import because, mend, message
@@ -130,22 +131,23 @@ class Checked:
             mend=mend(blame, self.format),
             format=self.format.name,
             because=because(blame, self.facts, paths),
-            then=_then(blame),
             witness=witness,
         )
 
     def _static(self, node: Node, symptom: str, severity: str) -> Hazard:
-        from precir.check.blame import Root
-
         exact = self.facts.exact.get(node)
         kind = "overflow" if exact and symptom == "inf" else "invalid"
-        return self._hazard(Blame(node, symptom, Root(kind, node, node.op, None), 0), severity, None)
+        return self._hazard(
+            Blame(node, symptom, Root(kind, node, node.op, None), 0), severity, None
+        )
 
     def _paths(self) -> dict[Value, str]:
         return {v: leaf.path for v, leaf in zip(self.graph.inputs, self.leaves, strict=False)}
 
 
-def _trace(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, format: Format) -> Checked:
+def _trace(
+    fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, format: Format
+) -> Checked:
     native = True
     wide = None
     try:
@@ -154,7 +156,7 @@ def _trace(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, forma
         if format.bits > 8:
             raise
         native = False
-        graph = _relabelled(_lowered(fn, leaves, structure, "float32"), format.name)
+        graph = relabel(_lowered(fn, leaves, structure, "float32"), format.name)
     if format.name not in ("float32", "float64"):
         try:
             wide = _lowered(fn, leaves, structure, "float32")
@@ -180,24 +182,20 @@ def _target(leaf: Leaf, dtype: str) -> str:
     return dtype if leaf.original in ("float32", "float64", "bfloat16", "float16") else leaf.dtype
 
 
-def _relabelled(graph: Graph, dtype: str) -> Graph:
-    from precir.check.relabel import relabel
-
-    return relabel(graph, dtype)
-
-
 def _state(graph: Graph) -> list[tuple[int, int]]:
     """Inputs and results of one shape, where the result is the input with something added."""
     inputs = {v: i for i, v in enumerate(graph.inputs) if v.type.dtype in FORMATS}
     pairs = []
     for j, result in enumerate(graph.outputs):
         if isinstance(result, Value) and result.node is not None:
-            pairs += [(inputs[v], j) for v in _moved_from(result) if v in inputs and _like(v, result)]
+            pairs += [
+                (inputs[v], j) for v in _moved_from(result) if v in inputs and _like(v, result)
+            ]
     return pairs
 
 
 def _moved_from(result: Value, depth: int = 12) -> Iterator[Value]:
-    """Values that a result is a few steps away from: of x - u, of a * x + b, of a loop over them."""
+    """Values that a result is a few steps away from: x of x - u, of a * x + b, of loops of such."""
     node = result.node
     if node is None or depth == 0:
         yield result
@@ -224,10 +222,6 @@ def _like(a: Value, b: Value) -> bool:
 
 def _where(node: Node) -> Where:
     return node.source.where or Where("", 0, 0, 0, 0, "")
-
-
-def _then(blame: Blame) -> tuple[Step, ...]:
-    return ()
 
 
 def _one_per_cause(found: Iterable[Witnessed], place: Mapping[int, int]) -> list[Witnessed]:
@@ -332,6 +326,3 @@ def _wide(x: Any, leaf: Leaf) -> Any:
     if leaf.dtype.startswith("key") or not leaf.floating:
         return x
     return np.asarray(x, np.float32)
-
-
-_ = Fill

@@ -70,9 +70,7 @@ def _bound(node: Node, inputs: Sequence[Array]) -> list[Array]:
         except Exception as error:  # whatever a primitive raises on float64 operands
             raise NotEvaluated(node.op) from error
     results = results if primitive.multiple_results else [results]
-    return [
-        _plain(r, v.type.dtype) for r, v in zip(results, node.outputs, strict=True)
-    ]
+    return [_plain(r, v.type.dtype) for r, v in zip(results, node.outputs, strict=True)]
 
 
 def _operand(x: Array, dtype: str) -> Array:
@@ -93,7 +91,11 @@ def _plain(x: Array, dtype: str) -> Array:
 def _widened(value: Any) -> Any:
     """Parameters that name a float dtype name float64 instead."""
     try:
-        name = np.dtype(value).name if not isinstance(value, (str, tuple, dict)) and value is not None else ""
+        name = (
+            np.dtype(value).name
+            if not isinstance(value, (str, tuple, dict)) and value is not None
+            else ""
+        )
     except TypeError:
         return value
     return np.dtype(np.float64) if name in FORMATS else value
@@ -167,7 +169,8 @@ def _slice(node: Node, xs: Sequence[Array]) -> Array:
     p = node.params
     strides = p["strides"] or (1,) * len(p["start_indices"])
     index = tuple(
-        slice(a, b, s) for a, b, s in zip(p["start_indices"], p["limit_indices"], strides, strict=True)
+        slice(a, b, s)
+        for a, b, s in zip(p["start_indices"], p["limit_indices"], strides, strict=True)
     )
     return np.asarray(xs[0])[index]
 
@@ -207,8 +210,12 @@ def _dot(node: Node, xs: Sequence[Array]) -> Array:
     free_b = [i for i in range(b.ndim) if i not in (*cb, *bb)]
     batch = [a.shape[i] for i in ba]
     k = math.prod(a.shape[i] for i in ca)
-    left = a.transpose(*ba, *free_a, *ca).reshape(*batch, -1 if a.size else math.prod(a.shape[i] for i in free_a), k)
-    right = b.transpose(*bb, *cb, *free_b).reshape(*batch, k, -1 if b.size else math.prod(b.shape[i] for i in free_b))
+    left = a.transpose(*ba, *free_a, *ca).reshape(
+        *batch, -1 if a.size else math.prod(a.shape[i] for i in free_a), k
+    )
+    right = b.transpose(*bb, *cb, *free_b).reshape(
+        *batch, k, -1 if b.size else math.prod(b.shape[i] for i in free_b)
+    )
     return np.matmul(left, right).reshape(node.outputs[0].type.shape)
 
 

@@ -94,7 +94,13 @@ def _magnitudes(rng: np.random.Generator, shape: tuple[int, ...], lo: float, hi:
     most = max(abs(lo), abs(hi))
     least = max(lo, -hi, most * 2.0**-16, 1e-30)
     sizes = np.exp2(rng.uniform(np.log2(least), np.log2(max(most, least)), size=shape))
-    signs = np.where(rng.uniform(size=shape) < 0.5, -1.0, 1.0) if lo < 0 < hi else 1.0 if hi > 0 else -1.0
+    signs = (
+        np.where(rng.uniform(size=shape) < 0.5, -1.0, 1.0)
+        if lo < 0 < hi
+        else 1.0
+        if hi > 0
+        else -1.0
+    )
     return np.clip(sizes * signs, lo, hi)
 
 
@@ -218,7 +224,11 @@ def _fixed(leaf: Leaf, rng: np.random.Generator) -> Pair:
         value = leaf.value
         if value is None:
             seeds = np.arange(int(np.prod(leaf.shape)))
-            value = jax.vmap(jax.random.key)(seeds).reshape(leaf.shape) if leaf.shape else jax.random.key(0)
+            value = (
+                jax.vmap(jax.random.key)(seeds).reshape(leaf.shape)
+                if leaf.shape
+                else jax.random.key(0)
+            )
         return Pair(value, value)
     if leaf.value is not None:
         value = np.asarray(leaf.value)

@@ -6,7 +6,7 @@ from collections import defaultdict
 from typing import Any
 
 from precir.formats import FORMATS
-from precir.ir import Graph, Literal, Node
+from precir.ir import Graph, Literal, Node, Operand
 
 
 def true_literals(graph: Graph, wide: Graph | None) -> dict[tuple[int, int], float]:
@@ -25,10 +25,19 @@ def true_literals(graph: Graph, wide: Graph | None) -> dict[tuple[int, int], flo
             continue
         for node, other in zip(nodes, others, strict=True):
             for i, (mine, its) in enumerate(zip(node.inputs, other.inputs, strict=False)):
-                if isinstance(mine, Literal) and isinstance(its, Literal) and mine.value != its.value:
-                    if mine.type.dtype in FORMATS and its.type.dtype in FORMATS:
-                        found[(id(node), i)] = float(its.value)  # type: ignore[arg-type]
+                if _rounded(mine, its):
+                    found[(id(node), i)] = float(its.value)  # type: ignore[union-attr,arg-type]
     return found
+
+
+def _rounded(mine: Operand, its: Operand) -> bool:
+    return (
+        isinstance(mine, Literal)
+        and isinstance(its, Literal)
+        and mine.value != its.value
+        and mine.type.dtype in FORMATS
+        and its.type.dtype in FORMATS
+    )
 
 
 def _by_place(graph: Graph) -> dict[Any, list[Node]]:

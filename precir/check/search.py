@@ -10,9 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from precir.check.blame import Blame, Root, inexact, loss, specials
+from precir.check.births import specials
+from precir.check.blame import Blame, Root
 from precir.check.evaluate import NotEvaluated
 from precir.check.fills import Fill, Leaf, fills
+from precir.check.losses import inexact, loss
 from precir.check.shadow import Pair, Run, TooLong, run
 from precir.formats import FORMATS
 from precir.ir import Graph, Node, Value
@@ -118,9 +120,9 @@ def broken(
         yield from _endless(result, node)
     yield from inexact(graph, result)
     for i, (operand, pair) in enumerate(zip(graph.outputs, outs, strict=True)):
-        if fill.typical and not pair.same and isinstance(operand, Value):
-            if np.asarray(pair.low).dtype.kind in "iu":
-                yield from _misplaced(result, operand, pair, i)
+        whole = np.asarray(pair.low).dtype.kind in "iu"
+        if whole and fill.typical and not pair.same and isinstance(operand, Value):
+            yield from _misplaced(result, operand, pair, i)
     if not special and fill.name in ("uniform", "example"):
         for given, carried in state:
             yield from _stuck(graph, result, outs, given, carried)

@@ -169,7 +169,11 @@ class Run:
         if p["reverse"]:
             ys.reverse()
         for i, v in enumerate(body.inputs):
-            looped = body.outputs[i - p["num_consts"]] if p["num_consts"] <= i < p["num_consts"] + count else None
+            looped = (
+                body.outputs[i - p["num_consts"]]
+                if p["num_consts"] <= i < p["num_consts"] + count
+                else None
+            )
             self.outer[v] = (node, node.inputs[i], looped if isinstance(looped, Value) else None)
         stacked = []
         for j, v in enumerate(node.outputs[count:]):
@@ -179,7 +183,9 @@ class Run:
                 continue
             low = np.stack([y[j].low for y in ys])
             same = all(y[j].same for y in ys)
-            stacked.append(Pair(low, low if same else np.stack([np.asarray(y[j].wide) for y in ys])))
+            stacked.append(
+                Pair(low, low if same else np.stack([np.asarray(y[j].wide) for y in ys]))
+            )
         return [*carry, *stacked]
 
     def _while(self, node: Node, operands: Sequence[Pair], kept: Kept) -> list[Pair]:
@@ -210,7 +216,11 @@ class Run:
                 break
         for i, v in enumerate(body.inputs):
             looped = body.outputs[i - n_body] if i >= n_body else None
-            self.outer[v] = (node, node.inputs[n_cond + i], looped if isinstance(looped, Value) else None)
+            self.outer[v] = (
+                node,
+                node.inputs[n_cond + i],
+                looped if isinstance(looped, Value) else None,
+            )
         return carry
 
 
@@ -258,7 +268,7 @@ def rounded(x: Array, dtype: str) -> Array:
 def literal_array(literal: Literal) -> Array:
     dtype = literal.type.dtype
     if dtype in FORMATS:
-        return np.float64(literal.value)
+        return np.asarray(literal.value, np.float64)
     return np.asarray(literal.value, dtype=dtype)
 
 
@@ -269,7 +279,9 @@ def _given(array: Any, dtype: str) -> Array:
 
 
 def _equal(a: Array, b: Array) -> bool:
-    return a is b or (np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=_is_float(a))))
+    return a is b or (
+        np.shape(a) == np.shape(b) and bool(np.array_equal(a, b, equal_nan=_is_float(a)))
+    )
 
 
 def _is_float(a: Array) -> bool:

@@ -17,7 +17,10 @@ COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 def render(hazards: Sequence[Hazard], *, color: bool = True, width: int = 120) -> str:
     """All findings as text."""
     console = Console(
-        file=open(os.devnull, "w", encoding="utf-8"), force_terminal=color, width=width, record=True  # noqa: SIM115
+        file=open(os.devnull, "w", encoding="utf-8"),
+        force_terminal=color,
+        width=width,
+        record=True,
     )
     show(hazards, console)
     return console.export_text(styles=color)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
-from precir.check.blame import Blame, Root
+from precir.check.blame import Blame
 from precir.check.hazard import Step
 from precir.domains.fact import Basis, Fact
+from precir.domains.kinds import NAN, NINF, PINF
 from precir.formats import Format
 from precir.ir import Literal, Node, Value
 from precir.passes.facts import Facts
@@ -16,11 +17,18 @@ NOUNS: Final = {
     "exp2": "an exponential", "expm1": "an exponential", "mul": "a product", "div": "a quotient",
     "add": "a sum", "sub": "a difference", "integer_pow": "a power", "pow": "a power",
     "square": "a square", "log": "a logarithm", "log1p": "a logarithm", "sqrt": "a square root",
-    "rsqrt": "a reciprocal square root", "convert_element_type": "a cast", "cumsum": "a cumulative sum",
+    "rsqrt": "a reciprocal square root", "convert_element_type": "a cast",
+    "cumsum": "a cumulative sum",
     "reduce_prod": "a product", "conv_general_dilated": "a convolution", "logistic": "a sigmoid",
     "tanh": "a tanh", "cosh": "a cosh", "sinh": "a sinh", "scatter-add": "a scattered sum",
     "reduce_max": "a maximum", "max": "a maximum", "min": "a minimum", "atanh": "an atanh",
     "asin": "an asin", "acos": "an acos", "sin": "a sine", "cos": "a cosine", "iota": "an index",
+}  # fmt: skip
+
+
+BASES: Final = {
+    Basis.PROVED: "proved", Basis.ASSUMED: "given", Basis.OBSERVED: "seen",
+    Basis.UNKNOWN: "unknown",
 }  # fmt: skip
 
 
@@ -40,36 +48,44 @@ def span(f: Fact) -> str:
 
 def message(blame: Blame, facts: Facts, format: Format) -> str:
     """One line: what happens at the birth."""
-    root, op = blame.root, blame.birth.op
-    what = noun(op)
-    if root.kind == "overflow":
-        if root.name == "literal" and isinstance(root.value, Literal):
-            return f"a constant is beyond {format.name} (limit {number(format.max)}) and becomes {_special(format)}"
-        if root.name == "input":
-            return f"an argument is beyond {format.name} (limit {number(format.max)})"
-        exact = facts.exact.get(blame.birth)
-        upto = ""
-        if exact and not exact[0].empty:
-            upto = f" (up to {number(exact[0].magnitude)}, limit {number(format.max)})"
-        squared = _squared(blame.birth)
-        return f"{what}{squared} leaves {format.name}{upto}"
-    if root.kind == "underflow":
-        if root.name == "literal":
-            return f"a constant is 0 in {format.name}: {what} gets what it was to guard against"
-        if blame.symptom == "zero":
-            return f"{what} vanishes: it is below the least number of {format.name} ({number(format.smallest_subnormal)})"
-        if blame.symptom == "stuck":
-            return f"{noun(root.name)} vanishes in {format.name}: the state it updates stands still"
-        return f"{noun(root.name)} underflows to 0 in {format.name}, and {what} of it is {blame.symptom}"
-    if root.kind == "invalid":
-        return f"{what} is {blame.symptom}: {_invalid(blame, facts)}"
-    if root.kind == "rounds-to-bound":
-        return f"a value rounds to the bound that it must not reach in {format.name}, and {what} of it is {blame.symptom}"
-    if root.kind == "cancellation":
-        return f"{noun(root.name)} cancels: what is left is the rounding error of {format.name}"
-    if root.kind == "absorption":
-        return f"{what} loses its small term: {format.name} holds {format.mantissa_bits + 1} significant bits"
-    return f"whole numbers or phases past 2**{format.mantissa_bits + 1} are not exact in {format.name}"
+    root, what, name = blame.root, noun(blame.birth.op), format.name
+    cause, least = noun(root.name), number(format.smallest_subnormal)
+    match root.kind:
+        case "overflow":
+            return _overflow(blame, facts, format)
+        case "underflow" if root.name == "literal":
+            return f"a constant is 0 in {name}: {what} gets what it was to guard against"
+        case "underflow" if blame.symptom == "zero":
+            return f"{what} vanishes: it is below the least number of {name} ({least})"
+        case "underflow" if blame.symptom == "stuck":
+            return f"{cause} vanishes in {name}: the state it updates stands still"
+        case "underflow":
+            return f"{cause} underflows to 0 in {name}, and {what} of it is {blame.symptom}"
+        case "invalid":
+            return f"{what} is {blame.symptom}: {_invalid(blame, facts)}"
+        case "rounds-to-bound":
+            bound = f"rounds to a bound that it must not reach in {name}"
+            return f"a value {bound}, and {what} of it is {blame.symptom}"
+        case "cancellation":
+            return f"{cause} cancels: what is left is the rounding error of {name}"
+        case "absorption":
+            bits = format.mantissa_bits + 1
+            return f"{what} loses its small term: {name} holds {bits} significant bits"
+    limit = f"2**{format.mantissa_bits + 1}"
+    return f"whole numbers or phases past {limit} are not exact in {name}"
+
+
+def _overflow(blame: Blame, facts: Facts, format: Format) -> str:
+    root, limit = blame.root, f"limit {number(format.max)}"
+    if root.name == "literal":
+        return f"a constant is beyond {format.name} ({limit}) and becomes {_special(format)}"
+    if root.name == "input":
+        return f"an argument is beyond {format.name} ({limit})"
+    exact = facts.exact.get(blame.birth)
+    upto = limit
+    if exact and not exact[0].empty:
+        upto = f"up to {number(exact[0].magnitude)}, {limit}"
+    return f"{noun(blame.birth.op)}{_squared(blame.birth)} leaves {format.name} ({upto})"
 
 
 def _special(format: Format) -> str:
@@ -80,7 +96,11 @@ def _squared(node: Node) -> str:
     operand = node.inputs[0] if node.inputs else None
     made = operand.node if isinstance(operand, Value) else None
     for _ in range(3):
-        if made is not None and made.op in ("convert_element_type", "broadcast_in_dim") and made.inputs:
+        if (
+            made is not None
+            and made.op in ("convert_element_type", "broadcast_in_dim")
+            and made.inputs
+        ):
             inner = made.inputs[0]
             made = inner.node if isinstance(inner, Value) else None
     if node.op == "reduce_sum" and made is not None:
@@ -116,46 +136,54 @@ def _invalid(blame: Blame, facts: Facts) -> str:
     return "outside its domain"
 
 
+WAYS_OUT: Final = {
+    "literal underflow": "use a constant that {format} holds, at least {normal}, or do this step "
+    "in float32",
+    "literal overflow": "mask with -jnp.inf or jnp.finfo(x.dtype).min, and leave at least one "
+    "element of each row unmasked",
+    "literal": "keep this constant and what it multiplies in float32: {format} rounds it",
+    "exp overflow": "subtract the maximum first (jax.nn.softmax, jax.nn.logsumexp), or use "
+    "jax.nn.softplus or jax.nn.log_sigmoid",
+    "overflow": "compute this in float32 (x.astype(jnp.float32)), or scale its operands down first",
+    "underflow": "compute this in float32, or scale it up first: {format} has nothing below "
+    "{least}",
+    "rounds-to-bound": "use a form that does not pass the bound (jnp.log1p(-p), jnp.expm1, "
+    "jax.nn.log_sigmoid(-x), jax.nn.log_softmax), or float32",
+    "cancellation": "subtract before squaring (two passes: jnp.mean((x - jnp.mean(x))**2)), or "
+    "compute this in float32",
+    "absorption": "keep this accumulator (counter, average, weight) in float32",
+    "inexact": "keep positions, counts and ids in int32, and phases in float32",
+    "log": "keep the operand above 0: jnp.log(jnp.maximum(x, eps)), jnp.log1p, "
+    "jax.nn.log_softmax or jax.scipy.special.xlogy",
+    "sqrt": "add an eps inside the root, and guard the operand with jnp.where before it, not after",
+    "div": "guard the operand with jnp.where before the division (a where after it leaves its "
+    "gradient NaN), or add an eps to the divisor",
+    "sub": "use a finite mask, or leave at least one element of each row unmasked",
+    "gather": "keep indices in bounds, or pass mode='clip'",
+    "domain": "clip the operand into the function's domain first",
+}
+
+_SAME_WAY: Final = {
+    "log2": "log", "log": "log", "sqrt": "sqrt", "rsqrt": "sqrt", "div": "div", "mul": "div",
+    "pow": "div", "integer_pow": "div", "sub": "sub", "add": "sub", "gather": "gather",
+}  # fmt: skip
+
+
 def mend(blame: Blame, format: Format) -> str:
     """The way out."""
     root, op = blame.root, blame.birth.op
+    key = root.kind
     if root.name == "literal":
-        if root.kind == "underflow":
-            return f"use a constant that {format.name} holds: at least {number(format.smallest_normal)}, or do this step in float32"
-        if root.kind == "overflow":
-            return "mask with -jnp.inf or jnp.finfo(x.dtype).min instead, where at least one element is left"
-        return f"keep this constant and what it multiplies in float32: {format.name} rounds it"
-    if root.kind == "overflow":
-        if root.name in ("exp", "exp2", "expm1", "sinh", "cosh"):
-            return "subtract the maximum first (jax.nn.softmax, jax.nn.logsumexp), or use jax.nn.softplus / log_sigmoid"
-        if root.name in ("reduce_sum", "cumsum", "dot_general", "square", "integer_pow", "mul"):
-            return "compute this in float32 (x.astype(jnp.float32)), or scale its operands down first"
-        return "compute this in float32, or scale its operand down first"
-    if root.kind == "underflow":
-        return f"compute this in float32, or scale it up first: {format.name} has nothing below {number(format.smallest_subnormal)}"
-    if root.kind == "invalid":
-        return _mend_invalid(op)
-    if root.kind == "rounds-to-bound":
-        return "use a form that does not pass the bound: jnp.log1p(-p), jnp.expm1, jax.nn.log_sigmoid(-x), log_softmax; or float32"
-    if root.kind == "cancellation":
-        return "subtract before squaring (two passes: jnp.mean((x - jnp.mean(x))**2)), or compute this in float32"
-    if root.kind == "absorption":
-        return "keep this accumulator (counter, average, weight) in float32"
-    return "keep positions, counts and ids in int32, and phases in float32"
-
-
-def _mend_invalid(op: str) -> str:
-    if op in ("log", "log2"):
-        return "keep the operand above 0: jnp.log(jnp.maximum(x, eps)), jnp.log1p, jax.nn.log_softmax or jax.scipy.special.xlogy"
-    if op in ("sqrt", "rsqrt"):
-        return "add an eps inside the root, and guard the operand with jnp.where before it, not after"
-    if op in ("div", "mul", "pow", "integer_pow"):
-        return "guard the operand with jnp.where before the division (a where after it leaves its gradient NaN), or add an eps to the divisor"
-    if op in ("sub", "add"):
-        return "use a finite mask, or leave at least one element of each row unmasked"
-    if op == "gather":
-        return "keep indices in bounds, or pass mode='clip'"
-    return "clip the operand into the function's domain first"
+        key = f"literal {root.kind}" if f"literal {root.kind}" in WAYS_OUT else "literal"
+    elif root.kind == "overflow" and root.name in ("exp", "exp2", "expm1", "sinh", "cosh"):
+        key = "exp overflow"
+    elif root.kind == "invalid":
+        key = _SAME_WAY.get(op, "domain")
+    return WAYS_OUT[key].format(
+        format=format.name,
+        normal=number(format.smallest_normal),
+        least=number(format.smallest_subnormal),
+    )
 
 
 def because(blame: Blame, facts: Facts, paths: dict[Value, str]) -> tuple[Step, ...]:
@@ -167,11 +195,9 @@ def because(blame: Blame, facts: Facts, paths: dict[Value, str]) -> tuple[Step, 
     elif root.name == "literal" and isinstance(root.value, Literal):
         steps.append(Step(f"the constant is {root.value.value!r} in {root.value.type.dtype}"))
     elif root.node is not None and root.node is not blame.birth:
-        f = facts[root.node.outputs[0]]
-        where = root.node.source.where
-        steps.append(
-            Step(f"{noun(root.node.op)} in {span(f)}", where.file if where else "", where.line if where else 0)
-        )
+        f, where = facts[root.node.outputs[0]], root.node.source.where
+        file, line = (where.file, where.line) if where else ("", 0)
+        steps.append(Step(f"{noun(root.node.op)} in {span(f)}", file, line))
     operands = [o for o in blame.birth.inputs if isinstance(o, Value)]
     for operand in operands[:2]:
         step = Step(_known(operand, facts, paths))
@@ -186,25 +212,17 @@ def _known(value: Value, facts: Facts, paths: dict[Value, str]) -> str:
     for n in value.type.shape:
         size *= n
     elements = f", {size:,} elements" if size > 1 else ""
-    basis = {
-        Basis.PROVED: "proved", Basis.ASSUMED: "given", Basis.OBSERVED: "seen", Basis.UNKNOWN: "unknown",
-    }[Basis(f.basis)]  # fmt: skip
+    basis = BASES[Basis(f.basis)]
     if value in paths:
         if f.basis == Basis.UNKNOWN:
             return f"{paths[value]} is unknown{elements}"
         return f"{paths[value]} in {span(f)} ({basis}){elements}"
     name = noun(value.node.op) if value.node is not None else "a value"
     special = "" if f.finite else f", may be {_kinds(f)}"
-    return f"{name} in {span(f)} ({'proved' if f.basis == Basis.PROVED else f'proved from what is {basis}'}){special}{elements}"
+    rests = "proved" if f.basis == Basis.PROVED else f"proved from what is {basis}"
+    return f"{name} in {span(f)} ({rests}){special}{elements}"
 
 
 def _kinds(f: Fact) -> str:
-    text = str(f)
-    return " or ".join(k for k in ("nan", "inf", "-inf") if k in text.replace("[", " ").split(" or ") or k in text.split())
-
-
-def root_text(root: Root) -> str:
-    return root.name
-
-
-_: Any = None
+    names = ((NAN, "nan"), (PINF, "inf"), (NINF, "-inf"))
+    return " or ".join(name for flag, name in names if f.flags & flag)
