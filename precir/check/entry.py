@@ -169,7 +169,8 @@ def _trace(
 
 def _lowered(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, dtype: str) -> Graph:
     args, kwargs = jax.tree.unflatten(structure, [abstract(x, _target(x, dtype)) for x in leaves])
-    traced = jax.jit(fn).trace(*args, **kwargs)
+    with np.errstate(all="ignore"):  # constants that the format cannot hold are findings
+        traced = jax.jit(fn).trace(*args, **kwargs)
     name = getattr(fn, "__name__", "main")
     graph, captured = lower_jaxpr(traced.jaxpr, name=name, labels=[x.path for x in leaves])
     if captured:
@@ -286,7 +287,8 @@ class _Real:
         arrays = [_array(p.low, x) for p, x in zip(w.fill.pairs, leaves, strict=True)]
         args, kwargs = jax.tree.unflatten(self._structure, arrays)
         try:
-            outs = jax.tree.leaves(self._fn(*args, **kwargs))
+            with np.errstate(all="ignore"):
+                outs = jax.tree.leaves(self._fn(*args, **kwargs))
         except Exception:  # a function that raises on its input is not a witness
             return None
         if not self._shows(w, np.asarray(outs[w.blame.output])):
