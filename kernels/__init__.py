@@ -10,8 +10,18 @@ if __name__ != "precir.kernels":
     )
 
 from precir.formats import E4M3, E5M2
+from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
 from precir.scaled import ScaledArray
 
-__all__ = ["E4M3", "E5M2", "ScaledArray", "quantize", "scaled_dot"]
+__all__ = [
+    "E4M3",
+    "E5M2",
+    "ScaledArray",
+    "amax",
+    "merge_stats",
+    "observe",
+    "quantize",
+    "scaled_dot",
+]

@@ -13,11 +13,11 @@ from typing import Final
 from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
 from precir.passes.taking import LIFTS, Found, Inside, Lift, Probe, checked_axes, vary, zero
 
-__all__ = ["RAW", "Choose", "Exposed", "Inside", "Probe", "expose"]
+__all__ = ["RAW", "Choose", "Exposed", "Inside", "Probe", "expose", "is_open"]
 
 Choose = Callable[[Value, Inside], bool]
 
-RAW: Final = Probe(take=lambda _: ())
+RAW: Final = Probe(take=lambda *_: ())
 """The value itself: stacked by scans, of the last iteration of a while."""
 
 
@@ -87,7 +87,7 @@ class _Exposer:
 
     def node(self, node: Node, inside: Inside, rewrite: Rewrite) -> list[Found]:
         """Copy a node, and what is taken in its sub-graphs out of it."""
-        if node.op not in LIFTS or _batched(node):
+        if not is_open(node):
             rewrite.copy(node)
             return []
 
@@ -102,7 +102,7 @@ class _Exposer:
     ) -> None:
         if not isinstance(new, Value) or not _held(old.type) or not self.chosen(old, inside):
             return
-        for node in self.probe.take(new):
+        for node in self.probe.take(new, old, inside):
             rewrite.add(node)
             new = node.outputs[0]
         if inside and inside[-1][0].op != "shard_map":
@@ -115,5 +115,7 @@ def _held(type_: Type) -> bool:
     return type_.scale is None and zero(type_) is not None
 
 
-def _batched(node: Node) -> bool:
-    return node.op == "while" and bool(node.regions[0].outputs[0].type.shape)
+def is_open(node: Node) -> bool:
+    """Whether values inside of a node's sub-graphs can be exposed."""
+    batched = node.op == "while" and bool(node.regions[0].outputs[0].type.shape)
+    return node.op in LIFTS and not batched

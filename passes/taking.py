@@ -23,14 +23,15 @@ class Probe:
     """What is taken of each value, and how loops collect it.
 
     Attributes:
-      take: nodes that make it from the value, the last node's first result being what is taken;
-        none to take the value itself.
+      take: nodes that make it, the last node's first result being what is taken; none to take the
+        value itself. Given are the value to make it from, the value of the old graph, and where
+        that is.
       merge: a node that merges what an iteration took into what those before it took; zeros must
         merge as nothing. None to keep what the last iteration took.
       stacked: whether a scan stacks what its iterations take, instead of merging or replacing it.
     """
 
-    take: Callable[[Value], Sequence[Node]]
+    take: Callable[[Value, Value, Inside], Sequence[Node]]
     merge: Callable[[Operand, Operand], Node] | None = None
     stacked: bool = True
 

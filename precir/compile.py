@@ -127,6 +127,12 @@ class Compiled:
 
         return Report.of(self.program(*args, **kwargs))
 
+    def observe(self, batches: Iterable[tuple[Any, ...]], **options: Any) -> Any:
+        """Run on batches and measure every tensor: see `precir.observe`."""
+        from precir.observe import observe
+
+        return observe(self, batches, **options)
+
     def dump(self, folder: str | Path, *args: Any, **kwargs: Any) -> None:
         """Write one text file per pass, the report and the emitted module to `folder`."""
         from precir.dump import dump

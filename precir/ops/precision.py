@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from precir.ir import Node
 from precir.ops.base import Keeps, Op
-from precir.ops.facts import folds, pointwise
+from precir.ops.facts import folds, functions, pointwise
 from precir.ops.writing import ATOM, Hole, Template, Writer, dtype_source, source
 
 OWN = Keeps.OWN
@@ -29,8 +29,26 @@ def _scaled_dot(node: Node, w: Writer) -> Template:
     return Template((f"{scaled_dot}(", Hole(0), ", ", Hole(1), f", {dims}, out={out})"))
 
 
+def _observe(node: Node, w: Writer) -> Template:
+    observe = w.use("precir.kernels", "observe")
+    option = "" if node.params["histogram"] else ", histogram=False"
+    return Template((f"{observe}(", Hole(0, array=True), f"{option})"))
+
+
+def _amax(node: Node, w: Writer) -> Template:
+    return Template((f"{w.use('precir.kernels', 'amax')}(", Hole(0, array=True), ")"))
+
+
+def _merge_stats(node: Node, w: Writer) -> Template:
+    merge = w.use("precir.kernels", "merge_stats")
+    return Template((f"{merge}(", Hole(0), ", ", Hole(1), ")"))
+
+
 OPS: tuple[Op, ...] = (
     Op("cast", OWN, pointwise.convert, _cast),
     Op("quantize", OWN, folds.quantize, _quantize),
     Op("scaled_dot", OWN, folds.scaled_dot, _scaled_dot),
+    Op("observe", OWN, functions.anything, _observe),
+    Op("amax", OWN, functions.anything, _amax),
+    Op("merge_stats", OWN, functions.anything, _merge_stats),
 )

@@ -12,6 +12,7 @@ from precir.ir import Node, Operand, Type
 from precir.text.types import SHORT, numpy_dtype
 
 Wrong = Iterator[str]
+OBSERVED: Final = 10  # numbers that `observe` gives beside its histogram
 
 
 def _agree(what: str, found: Sequence[Operand], expected: Sequence[Operand]) -> Wrong:
@@ -166,6 +167,36 @@ def _scaled_dot(node: Node) -> Wrong:
     yield from _agree_types("results", [node.outputs[0].type], [expected])
 
 
+def _observe(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    yield from _wide("operand", node.inputs[0].type)
+    expected = Type((OBSERVED + 256 * bool(node.params.get("histogram")),), "int32")
+    yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _amax(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    yield from _wide("operand", node.inputs[0].type)
+    yield from _agree_types("results", [node.outputs[0].type], [Type((), "float32")])
+
+
+def _wide(what: str, type_: Type) -> Wrong:
+    if type_.scale is not None or not is_float(type_.dtype):
+        yield f"the {what} is {show(type_)}, expected a floating-point array"
+
+
+def _merge_stats(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    yield from _agree_types("results", [v.type for v in node.outputs], [node.inputs[0].type])
+    yield from _agree("operands", node.inputs[:1], node.inputs[1:])
+
+
 def _product_shape(left: tuple[int, ...], right: tuple[int, ...], numbers: Any) -> tuple[int, ...]:
     ((summed, its), (batch, its_batch)) = numbers
     for a, b in (*zip(summed, its, strict=True), *zip(batch, its_batch, strict=True)):
@@ -193,4 +224,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "cast": _cast,
     "quantize": _quantize,
     "scaled_dot": _scaled_dot,
+    "observe": _observe,
+    "amax": _amax,
+    "merge_stats": _merge_stats,
 }
