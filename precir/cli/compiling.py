@@ -85,11 +85,12 @@ def _program(target: Target, function: Compiled, args: Any, kwargs: Any) -> Prog
     except Exception as error:
         if user_frame(error) is None and not isinstance(error, (TypeError, ValueError)):
             raise  # nobody's fault but precir's
-        fix = f"it is {target.name}{_parameters(function)}" if user_frame(error) is None else None
+        fix = f"it is {target.name}{parameters_of(function)}" if user_frame(error) is None else None
         raise in_user_code(error, f"{target.name} cannot be traced", fix) from error
 
 
-def _parameters(function: Compiled) -> str:
+def parameters_of(function: Any) -> str:
+    """How a function is written, as `(w, x, *, scale)`."""
     try:
         return str(inspect.signature(function))
     except (TypeError, ValueError):

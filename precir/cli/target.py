@@ -20,13 +20,14 @@ from precir.cli.trouble import UsageError, in_user_code
 class Target:
     """A function in a file.
 
-    `make_args` is the file's `FUNCTION_args`, if it has one.
+    `make_args` is the file's `FUNCTION_args`, if it has one; `ranges` its `FUNCTION_ranges`.
     """
 
     name: str
     place: str
     function: Callable[..., Any]
     make_args: Callable[[], Any] | None
+    ranges: Any = None
 
 
 def find_target(text: str) -> Target:
@@ -45,7 +46,8 @@ def find_target(text: str) -> Target:
     if not callable(function):
         raise UsageError(f"{name} is no function but {type(function).__name__}", where=file)
     make_args = getattr(module, f"{name}_args", None)
-    return Target(name, file, function, make_args if callable(make_args) else None)
+    ranges = getattr(module, f"{name}_ranges", None)
+    return Target(name, file, function, make_args if callable(make_args) else None, ranges)
 
 
 def _load(path: Path) -> ModuleType:
