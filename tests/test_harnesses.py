@@ -1,4 +1,6 @@
-"""Every JAX primitive: the emitted program against plain jax.jit, bit for bit."""
+"""Every JAX primitive: the emitted program against plain jax.jit, bit for bit, and what it returns
+against its facts.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ import precir
 from precir.text import externals_of, parse, print_graph
 from tests.cases import CASES, Case
 from tests.cases.compare import assert_same
+from tests.soundness import fills_for, violations
 
 CHUNKS = 64
 QUICK_STRIDE = 60
@@ -51,9 +54,11 @@ def harnesses() -> tuple[Case, ...]:
 
 def check(case: Case, seed: int) -> None:
     """The program precir emits of `case` gives what `jax.jit` gives, and does so alone: the
-    original is gone once it is traced. Its text reads back as the same graph.
+    original is gone once it is traced. Its text reads back as the same graph. What `jax.jit` gives
+    is as the facts say, on many fills of the arguments.
     """
-    expected = jax.jit(case.function, **case.options)(*arguments(case, seed))
+    jitted = jax.jit(case.function, **case.options)
+    expected = jitted(*arguments(case, seed))
     held = [case.function]
 
     @functools.wraps(case.function)
@@ -67,6 +72,13 @@ def check(case: Case, seed: int) -> None:
     assert_same(compiled(*given), expected)
     read = parse(print_graph(graph), graph.constants, externals_of(graph))
     assert read == graph, "the text form reads back as another graph"
+
+    def draw(n: int) -> tuple[Any, ...]:
+        return arguments(case, seed + 7919 * n)
+
+    static = case.options.get("static_argnums", ())
+    outside = violations(graph, jitted, draw, fills_for(case.group, graph), static=static)
+    assert not any(found := list(outside)), "\n".join(filter(None, found))
 
 
 def gone(*args: Any) -> Any:

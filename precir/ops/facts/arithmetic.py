@@ -131,7 +131,7 @@ def sub(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
 
 def neg(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     f = negate(facts[0])
-    if not is_float(node.outputs[0].type.dtype) and f.flags & ZERO:
+    if isinstance(numbers_of(node.outputs[0].type.dtype), Integers) and f.flags & ZERO:
         return f._replace(flags=f.flags & ~ZERO | PZERO)
     return f
 

@@ -67,8 +67,9 @@ def rounded(function: Callable[[float], int]) -> Rule:
         a = facts[0]
         if a.lo > a.hi or not is_float(node.outputs[0].type.dtype):
             return a
-        lo = float(function(a.lo)) if math.isfinite(a.lo) else a.lo
-        hi = float(function(a.hi)) if math.isfinite(a.hi) else a.hi
+        used = away if "AWAY" in str(node.params.get("rounding_method")) else function
+        lo = float(used(a.lo)) if math.isfinite(a.lo) else a.lo
+        hi = float(used(a.hi)) if math.isfinite(a.hi) else a.hi
         flags = a.flags | (ZERO if lo <= 0 <= hi else 0)
         return tidy(Fact(lo, hi, 1.0, flags, True, a.basis))
 
@@ -77,6 +78,12 @@ def rounded(function: Callable[[float], int]) -> Rule:
 
 def nearest(x: float) -> int:
     return round(x)
+
+
+def away(x: float) -> int:
+    """The nearest integer, that away from zero of two."""
+    size = math.floor(abs(x))
+    return int(math.copysign(size + (abs(x) - size >= 0.5), x))
 
 
 def extremum(largest: bool) -> Rule:
@@ -292,10 +299,11 @@ def cast_fact(a: Fact, source: str, target: str) -> Fact:
     if is_complex(target):
         return a._replace(flags=a.flags | PZERO, lo=min(a.lo, 0.0), hi=max(a.hi, 0.0))
     if isinstance(numbers, Grid) and a.lo <= a.hi:
-        limit = numbers.max
-        lo = round_nearest(a.lo, numbers) if abs(a.lo) <= limit else a.lo
-        hi = round_nearest(a.hi, numbers) if abs(a.hi) <= limit else a.hi
-        return project(a._replace(lo=lo, hi=hi), target) if a.tiny else a
+        f = project(a, target)
+        sure = numbers.smallest_normal if numbers.flushes else 0.0
+        lo = max(f.lo, round_nearest(a.lo, numbers)) if sure <= abs(a.lo) <= f.magnitude else f.lo
+        hi = min(f.hi, round_nearest(a.hi, numbers)) if sure <= abs(a.hi) <= f.magnitude else f.hi
+        return tidy(f._replace(lo=lo, hi=hi))
     return a
 
 

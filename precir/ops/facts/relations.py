@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from precir.domains.fact import Fact, interval, meet, numbers_of, tidy
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY, Grid
+from precir.formats import FORMATS
 from precir.ir import Node, Operand, Value
 from precir.ops.facts.context import Context
 from precir.ops.facts.views import Reduction, alike, beside, constant, reduction, view
@@ -19,16 +20,15 @@ from precir.ops.facts.views import Reduction, alike, beside, constant, reduction
 # XLA may compute a product that feeds a subtraction in one step, unrounded, and again elsewhere
 # rounded: an element may pass the maximum of what it is by this, relative to its magnitude.
 CONTRACTED = 2.0**-22
-CONTRACTIBLE = (
-    "mul",
-    "div",
-    "add",
-    "sub",
-    "dot_general",
-    "integer_pow",
-    "square",
-    "convert_element_type",
+LOOKED_AT = 32  # values, before the worst is assumed
+EXACT = frozenset(
+    """
+    select_n max min clamp neg abs sign stop_gradient copy optimization_barrier reduce_max
+    reduce_min broadcast_in_dim reshape squeeze expand_dims transpose rev slice dynamic_slice
+    gather concatenate pad iota constant split sort random_bits
+    """.split()
 )
+"""Ops whose results are some operand's numbers: computed twice, they are the same."""
 
 
 def unit(dtype: str) -> float:
@@ -37,11 +37,22 @@ def unit(dtype: str) -> float:
     return numbers.epsilon if isinstance(numbers, Grid) else 0.0
 
 
-def recomputed(x: Value, f: Fact) -> float:
+def recomputed(x: Value, f: Fact, ctx: Context) -> float:
     """How far two computations of one value may be apart."""
-    root = view(x).root
-    if root.node is None or root.node.op not in CONTRACTIBLE:
-        return 0.0
+    pending: list[Operand] = [x]
+    for _ in range(LOOKED_AT):
+        if not pending:
+            return 0.0
+        value = pending.pop()
+        if not isinstance(value, Value) or value.type.dtype not in FORMATS:
+            continue
+        if value.node is None:
+            if not ctx.is_argument(value):
+                break
+        elif value.node.op not in EXACT:
+            break
+        else:
+            pending += value.node.inputs
     return f.magnitude * CONTRACTED
 
 
@@ -62,7 +73,7 @@ def difference(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:
         return _one_minus(x, y, f)
     if shows_same(x, y):
         flags = NAN if a.flags & SPECIAL else 0
-        off = recomputed(x, a)
+        off = recomputed(x, a, ctx)
         lo = -off if off else 0.0
         return f._replace(
             lo=lo,
@@ -76,7 +87,7 @@ def difference(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:
             continue
         if guard and a.flags & (NAN | PINF | (NINF if sign < 0 else 0)):
             continue
-        off = recomputed(x, a)
+        off = recomputed(x, a, ctx)
         if sign > 0:
             return tidy(
                 f._replace(hi=min(f.hi, off), flags=f.flags & ~PINF | (ZERO if f.hi >= 0 else 0))
@@ -153,7 +164,7 @@ def total(node: Node, f: Fact, ctx: Context) -> Fact:
     covered = {shown.dims[d] for d in summed if d is not None and d < len(shown.dims)}
     if not found.axes <= covered:
         return f
-    off = recomputed(left, ctx.of(left))
+    off = recomputed(left, ctx.of(left), ctx)
     one = math.exp(-min(off, 700.0)) * (
         1 - 2.0**-7 if unit(node.outputs[0].type.dtype) > 1e-4 else 1 - 2.0**-18
     )
@@ -366,7 +377,7 @@ def product(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:
             continue
         for inverse, gain in _factors(y, ctx):
             made = view(inverse, narrowing=True).root.node
-            if made is None or not isinstance(made.inputs[0], Value):
+            if made is None or not made.inputs or not isinstance(made.inputs[0], Value):
                 continue
             if made.op == "rsqrt":
                 under = _reshown(inverse, made, made.inputs[0])
