@@ -2,9 +2,10 @@
 
 from precir.check import Hazard, check
 from precir.compile import Compiled, compile
-from precir.domains import Kinds, Range
+from precir.domains import Kinds, Range, Stats
 from precir.errors import PrecirError
 from precir.lower import lower
+from precir.observe import Observation, observe
 from precir.recipe import RECIPES, Recipe, recipe
 from precir.scaled import ScaledArray
 from precir.version import __version__
@@ -14,13 +15,16 @@ __all__ = [
     "Compiled",
     "Hazard",
     "Kinds",
+    "Observation",
     "PrecirError",
     "Range",
     "Recipe",
     "ScaledArray",
+    "Stats",
     "__version__",
     "check",
     "compile",
     "lower",
+    "observe",
     "recipe",
 ]

@@ -13,8 +13,9 @@ from rich.console import Console
 
 import precir
 from precir.domains.stats import Stats, merge_all
-from precir.errors import DumpError
+from precir.errors import DumpError, VerifyError
 from precir.formats import BF16, E4M3, E5M2, F16, F32, format_of
+from precir.ir import Graph, Node, Type, Value
 from precir.kernels import amax, merge_stats, observe
 from precir.observe import Observation, ObserveError, Runner, instrument
 from precir.observe import observe as observe_batches
@@ -122,6 +123,27 @@ def test_merge_stats_is_of_both(x, y):
     assert Stats.of_vector(merge_stats(merged, jnp.zeros_like(merged)), F32) == Stats.of_vector(
         merged, F32
     )
+
+
+FLOAT, INT = Type((4,), "float32"), Type((4,), "int32")
+BROKEN = {
+    "of integers": ("observe", [INT], Type((266,), "int32"), {"histogram": True}, "expected a fl"),
+    "no histogram": ("observe", [FLOAT], Type((266,), "int32"), {"histogram": False}, r"int32\[10"),
+    "two": ("observe", [FLOAT, FLOAT], Type((10,), "int32"), {"histogram": False}, "2 operands"),
+    "amax": ("amax", [FLOAT], FLOAT, {}, r"expected float32\[\]"),
+    "amax of integers": ("amax", [INT], Type((), "float32"), {}, "expected a floating"),
+    "merged": ("merge_stats", [INT, FLOAT], INT, {}, "operands"),
+    "merged results": ("merge_stats", [INT, INT], FLOAT, {}, "results"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_the_verifier_knows_the_ops(name):
+    op, operands, result, params, what = BROKEN[name]
+    inputs = tuple(Value(t) for t in operands)
+    node = Node(op, inputs, [result], params)
+    with pytest.raises(VerifyError, match=what):
+        verify(Graph("main", inputs, (node,), node.outputs))
 
 
 def test_observe_shapes():
