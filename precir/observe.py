@@ -39,8 +39,8 @@ def observe(
     """Run a function on batches and measure every floating-point tensor in it.
 
     What runs is emitted code under one jit, which measures on the device; only statistics come to
-    the host, once at the end. A train step needs each state to make the next: give a generator,
-    which gets the results of each batch as the value of its `yield`.
+    the host, at the end. Nothing is donated. A train step needs each state to make the next: give a
+    generator, which gets the results of each batch as the value of its `yield`.
 
         def batches(state):
             for batch in data:
@@ -55,9 +55,9 @@ def observe(
       detail: "full"; "moments", all but the histograms of exponents, at a third of the cost; or
         "amax", largest magnitudes alone, at next to none.
       per_iteration: whether tensors in a scan also keep the statistics of each iteration.
-      exact: whether a generator gets the results of the program itself, run beside. Measuring
-        changes what XLA fuses and thereby, within rounding, what comes out: without `exact` a
-        generator gets that, which saves the second run.
+      exact: whether a generator gets the results of the program itself, run beside (and its side
+        effects twice). Measuring changes what XLA fuses and thereby, within rounding, what comes
+        out: without `exact` a generator gets that, which saves the second run.
 
     Raises:
       ObserveError (a ValueError): no batches, or an unknown detail.
@@ -83,12 +83,13 @@ def observe(
         raise ObserveError("there were no batches to observe", fix="give at least one")
     tensors: dict[str, Tensor] = {}
     for runner in runners.values():
-        for name, tensor in runner.tensors():
+        for name, tensor in runner.tensors().items():
             tensors[name] = tensors[name].merge(tensor) if name in tensors else tensor
     name = getattr(compiled, "__name__", type(fn).__name__)
     return Observation(name, detail, count, tensors)
 
 
+_DRAINED = 2**29  # elements after which counts leave the device, where they are int32
 Threaded = Iterator[tuple[tuple[Any, ...], Callable[[Any], None] | None]]
 
 
@@ -120,11 +121,17 @@ class Runner:
         self.main = _emitted(program, graph)
         self.groups = _groups(self.observed)
         self.seen: list[jax.Array] | None = None
+        self._since = 0  # batches in `seen`
+        self._host: dict[str, Tensor] = {}
+        self._largest = max((_elements(o) for o in self.observed), default=0)
         self._step: Any = jax.jit(self._stepped)
         self._plain: Any = jax.jit(self._plainly)
 
     def run(self, args: list[Any], captured: tuple[Any, ...]) -> Any:
         results, self.seen = self._step(self.seen, args, captured)
+        self._since += 1
+        if self._since * self._largest >= _DRAINED:
+            self._drain()
         return results
 
     def plain(self, args: list[Any], captured: tuple[Any, ...]) -> Any:
@@ -153,14 +160,32 @@ class Runner:
         measured = observe_each(stacked, histogram=self.detail == "full")
         return measured
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """What was seen, brought to the host."""
+    def tensors(self) -> dict[str, Tensor]:
+        """What was seen, by name."""
+        self._drain()
+        return self._host
+
+    def _drain(self) -> None:
+        """Bring what was seen to the host, before a count on the device is too large for it."""
+        found = dict(self._tensors()) if self.seen is not None else {}
+        for name, tensor in found.items():
+            known = self._host.get(name)
+            self._host[name] = tensor if known is None else known.merge(tensor)
+        self.seen, self._since = None, 0
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         assert self.seen is not None
         held: dict[int, np.ndarray[Any, Any]] = {}
         for group, rows in zip(self.groups, jax.device_get(self.seen), strict=True):
             held.update(zip(group.members, rows, strict=True))
         for i, observed in enumerate(self.observed):
             yield observed.name, _tensor(observed, held[i], self.detail, self.per_iteration)
+
+
+def _elements(observed: Observed) -> int:
+    """How many a batch has, save the iterations of a while."""
+    scans: list[int] = [n.params["length"] for n, _ in observed.exposed.inside if n.op == "scan"]
+    return prod(observed.exposed.value.type.shape) * prod(scans)
 
 
 @dataclass(frozen=True)
