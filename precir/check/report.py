@@ -68,11 +68,11 @@ class Findings:
 def plain(hazard: Hazard) -> dict[str, Any]:
     """A finding as values that JSON has.
 
-    Its fields are those of `Hazard`, except: `line`, `column`, `end_line`, `end_column` are as
-    printed (from 1, in characters, the end not included), `file` is relative to the working
-    directory where it lies in it, `code` is the line of code, and `witness` is the tree of
-    arguments, each array as nested lists (NaN and infinities as strings) or, past 64 numbers, as
-    {"shape", "dtype", "min", "max"}; null without one.
+    Its fields are those of `Hazard`, except that `line`, `column`, `end_line` and `end_column` are
+    as printed (from 1, in characters, the end not included), that `file` is relative to the working
+    directory where it lies in it, and that `witness` is [arguments, those by name], each array as
+    nested lists (NaN and infinities as strings) or, past 64 numbers, as {"shape", "dtype", "min",
+    "max"}; null without one. `code` is the line of code.
     """
     p = place_of(hazard)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -15,6 +16,7 @@ from precir.check.place import code_at, place_of, short
 
 COLOURS: Final = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _TAB: Final = 4
+_COMMENT: Final = re.compile(r"\s*#[^'\"]*$")
 _LABEL: Final = 12  # columns before what a because, then or mend says
 
 
@@ -51,7 +53,7 @@ def marked(file: str, line: int, column: int, end_line: int, end_column: int) ->
     if not code.strip():
         return []
     goes_on = end_line > line
-    end = len(code) if goes_on else min(end_column - 1, len(code))
+    end = len(_COMMENT.sub("", code)) if goes_on else min(end_column - 1, len(code))
     start = min(column - 1, len(code))
     shown = code.expandtabs(_TAB)
     before = cell_len(code[:start].expandtabs(_TAB))

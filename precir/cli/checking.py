@@ -221,11 +221,12 @@ def _last_line(found: Findings, target: Target, call: Call) -> Text:
     said = ", ".join(_count(by[s], s) for s in SEVERITIES if by[s])
     aside = [f"{_count(found.hidden, 'note')} hidden: --notes"] if found.hidden else []
     aside += [f"{len(found.suppressed)} suppressed"] if found.suppressed else []
-    more = f" ({', '.join(aside)})" if aside else ""
     if said:
-        return Text.assemble((said, "bold"), f" in {found.format}{more}")
+        more = f" ({'; '.join(aside)})" if aside else ""
+        return Text.assemble((said, "bold"), f" in {target.name}, {found.format}{more}")
     arrays = _count(len(jax.tree.leaves((call.args, call.kwargs))), "array")
-    clean = f": {target.name} in {found.format}, its {arrays} {call.known}{more}"
+    more = "; ".join([arrays, *aside])
+    clean = f" in {target.name}, {found.format}, its arguments {call.known} ({more})"
     return Text.assemble(("no findings", "bold green"), clean)
 
 
