@@ -6,15 +6,16 @@ them into their dtypes, goes through loops and branches, and keeps the facts of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from precir.domains.fact import (
     ANYTHING,
     PROVED,
     UNKNOWN,
-    Basis,
     Fact,
     join,
     of_array,
@@ -78,12 +79,17 @@ def unknown(dtype: str) -> Fact:
 
 
 def literal_fact(literal: Literal) -> Fact:
-    value = literal.value
+    """Of a number in the program: it is an operand too, rounded into its dtype and flushed."""
+    value, dtype = literal.value, literal.type.dtype
     if isinstance(value, complex):
-        return join(of_number(value.real), of_number(value.imag))
-    return (
-        of_number(float(value)) if abs(value) < 2**53 or value != value else of_number(float(value))
-    )
+        return project(join(of_number(value.real), of_number(value.imag)), dtype)
+    number = float(value)
+    return _literal_fact(number, math.copysign(1.0, number), dtype)
+
+
+@cache
+def _literal_fact(value: float, sign: float, dtype: str) -> Fact:
+    return project(of_number(value), dtype)
 
 
 @dataclass
@@ -99,6 +105,7 @@ class Inference:
     _constants: dict[int, Fact] = field(default_factory=dict)
     _memo: dict[tuple[int, tuple[Fact, ...]], list[Fact]] = field(default_factory=dict)
     _kept: list[Graph] = field(default_factory=list)
+    _arrays: dict[Value, Any] = field(default_factory=dict)
     _axes: list[Mapping[Any, int]] = field(default_factory=list)
 
     # -- what rules call ---------------------------------------------------------------------------
@@ -135,10 +142,13 @@ class Inference:
     def is_argument(self, value: Value) -> bool:
         return value in self.arguments
 
+    def array(self, value: Value) -> Any:
+        return self._arrays.get(value)
+
     def axis_size(self, name: object) -> int | None:
         for sizes in reversed(self._axes):
             if name in sizes:
-                return sizes[name]
+                return int(sizes[name])
         return None
 
     # -- the walk ----------------------------------------------------------------------------------
@@ -157,17 +167,17 @@ class Inference:
                 for o in node.inputs
             ]
             answer = op_named(node.op).fact(node, facts, self)
-            results = (answer,) if type(answer) is Fact else answer
+            results: Sequence[Fact] = (answer,) if isinstance(answer, Fact) else answer
             changed = False
-            basis = max([f.basis for f in facts], default=PROVED) if facts else PROVED
-            for out, f in zip(node.outputs, results, strict=True):  # type: ignore[arg-type]
+            basis = max([f.basis for f in facts]) if facts else PROVED
+            for out, f in zip(node.outputs, results, strict=True):
                 rounded = f if out.type.scale is not None else project(f, out.type.dtype)
                 if rounded.basis != basis or basis == UNKNOWN:
                     rounded = rounded._replace(basis=_basis(rounded, basis, bool(node.regions)))
                 changed = changed or bool(rounded.flags & ~f.flags)
                 env[out] = rounded
             if changed and keep:
-                self.exact[node] = tuple(results)  # type: ignore[arg-type]
+                self.exact[node] = tuple(results)
         outs = [env[o] if type(o) is Value else literal_fact(o) for o in graph.outputs]  # type: ignore[arg-type]
         if recording:
             self._merge(env)
@@ -184,11 +194,12 @@ class Inference:
         array = graph.constants.get(node.params.get("name"))  # type: ignore[arg-type]
         if array is None:
             return top(node.outputs[0].type.dtype)
+        self._arrays[node.outputs[0]] = array
         known = self._constants.get(id(array))
         if known is None:
             try:
-                known = of_array(array)
-            except TypeError:  # keys
+                known = project(of_array(array), node.outputs[0].type.dtype)
+            except (TypeError, ValueError):  # keys, float0
                 known = ANYTHING
             self._constants[id(array)] = known
         return known
@@ -235,6 +246,3 @@ def _basis(f: Fact, basis: int, region: bool) -> int:
     if basis == UNKNOWN and not f.flags & SPECIAL and f.magnitude <= MODEST:
         return PROVED
     return basis
-
-
-_ = Basis

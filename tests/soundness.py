@@ -81,6 +81,8 @@ def filled(name: str, rng: np.random.RandomState, args: Any) -> Any:
     """The arguments with every float (and part of a complex number) filled anew."""
 
     def one(x: Any) -> Any:
+        if not number(x):
+            return x
         array = np.asarray(x)
         if array.dtype.kind == "c":
             part = array.real.dtype

@@ -1,5 +1,6 @@
 """What really runs lies within what is proved of it: no value outside of its facts, anywhere."""
 
+import functools
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -19,12 +20,13 @@ from tests.test_harnesses import arguments, harnesses
 CHUNKS = 16
 HALVES = ("bfloat16", "float16")
 
-# Harnesses of these groups that take float32 and do not trace or compile in 16 bits: linear
-# algebra by LAPACK, Fourier transforms, complex numbers, and those with a float32 constant inside.
+# Groups with harnesses that take float32 and do not trace or compile in 16 bits: linear algebra by
+# LAPACK, Fourier transforms, complex numbers, and those with a float32 constant inside. 89 of 806
+# that are no scatters.
 NO_HALF = {
-    "cholesky", "complex", "conj", "custom_linear_solve", "eig", "eigh", "fft", "lu", "qr", "svd",
-    "bitcast_convert_type", "reduce_window", "schur", "hessenberg", "householder_product",
-    "triangular_solve", "tridiagonal_solve", "eigh_tridiagonal", "real", "imag",
+    "bitcast_convert_type", "cholesky", "complex", "conj", "custom_linear_solve", "eig", "eigh",
+    "fft", "lu", "qr", "reduce", "reduce_window_add", "reduce_window_max", "reduce_window_min",
+    "reduce_window_mul", "svd", "tridiagonal_solve",
 }  # fmt: skip
 UNTRACEABLE = (TypeError, ValueError, NotImplementedError)
 
@@ -71,6 +73,7 @@ def outside(case: Case, graph, call, draw) -> Iterator[str]:
             yield f"{case.name}: {found}"
 
 
+@functools.cache
 def quick() -> list[tuple[int, Case]]:
     """Every sixtieth harness, and the first of each group that takes float32."""
     seen, found = set(), []
@@ -96,7 +99,7 @@ def test_every_harness_recast(part: int, dtype: str) -> None:
     found, left_out = recast(list(enumerate(harnesses()))[part::CHUNKS], dtype)
     assert not found, f"{len(found)} outside:\n" + "\n".join(found)
     assert set(left_out) <= NO_HALF
-    assert left_out.total() <= 20  # of about 75
+    assert left_out.total() <= 89 // CHUNKS + 8
 
 
 # -- what XLA computes instead -----------------------------------------------------------------

@@ -8,7 +8,7 @@ and for what made its operands, the operands' facts, and a `Context` for the res
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from precir.domains.fact import Fact
 from precir.ir import Graph, Node, Operand, Value
@@ -31,6 +31,9 @@ class Context(Protocol):
 
     def is_argument(self, value: Value) -> bool:
         """Whether a value is one of the arguments of the whole program."""
+
+    def array(self, value: Value) -> Any:
+        """The array of a constant; None of anything else."""
 
     def axis_size(self, name: object) -> int | None:
         """The size of a mesh axis, if it is known."""

@@ -12,7 +12,6 @@ from precir.domains.fact import (
     Integers,
     interval,
     join,
-    negate,
     numbers_of,
     of_number,
     tidy,
@@ -21,17 +20,11 @@ from precir.domains.fact import (
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY, Grid, grid_of
 from precir.ir import Node
-from precir.ops.facts.arithmetic import (
-    _complex_product,
-    is_complex,
-    mul_facts,
-    same,
-    smallest,
-    square_facts,
-)
+from precir.ops.facts.algebra import is_complex, mul_facts, smallest, square_facts
+from precir.ops.facts.arithmetic import same
 from precir.ops.facts.context import Answer, Context, Rule
 from precir.ops.facts.margins import outwards
-from precir.ops.facts.pointwise import max_facts
+from precir.ops.facts.masks import keeps_some
 
 ZERO_FACT = of_number(0.0)
 
@@ -95,13 +88,15 @@ def reduce_sum(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
 
 
 def reduce_extremum(largest: bool) -> Rule:
-    def infer(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
+    def infer(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
         a = facts[0]
         if is_complex(node.outputs[0].type.dtype):
             return ANYTHING
         if folded(node) == 0:
             return empty_extremum(node.outputs[0].type.dtype, largest)
         # an infinity of the losing sign survives only where all are it
+        if largest and a.flags & NINF and keeps_some(node, ctx):
+            return a._replace(flags=a.flags & ~NINF)
         return a
 
     return infer
@@ -273,13 +268,8 @@ def quantize(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
 
 def ragged_dot(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     a, b = facts[0], facts[1]
-    count = max(node.inputs[0].type.shape[-1:] + (1,))
-    return join(
-        ZERO_FACT,
-        contraction(
-            a, b, max(node.inputs[0].type.shape, default=count), node.outputs[0].type.dtype
-        ),
-    )
+    count = max(node.inputs[0].type.shape, default=1)
+    return join(ZERO_FACT, contraction(a, b, count, node.outputs[0].type.dtype))
 
 
 def convolution(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
@@ -327,6 +317,3 @@ def axis_index(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
 def _axes(node: Node) -> tuple[Any, ...]:
     axes = node.params.get("axes", ())
     return tuple(axes) if isinstance(axes, (tuple, list)) else (axes,)
-
-
-_ = (negate, NINF, max_facts, _terms, _complex_product)

@@ -99,9 +99,9 @@ def implied(
             op = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}[op]
         left, right = node.inputs
         swapped = {"lt": "gt", "le": "ge", "gt": "lt", "ge": "le"}
-        for value, other, relation in ((left, right, op), (right, left, swapped.get(op, op))):
-            if isinstance(value, Value):
-                yield from _shown(value, compared(ctx.of(value), relation, ctx.of(other)), ctx)
+        for one, other, relation in ((left, right, op), (right, left, swapped.get(op, op))):
+            if isinstance(one, Value):
+                yield from _shown(one, compared(ctx.of(one), relation, ctx.of(other)), ctx)
 
 
 def _shown(value: Value, fact: Fact, ctx: Context) -> Iterator[tuple[Value, Fact]]:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from precir.domains.fact import Fact, Integers, join, meet, numbers_of, project, top
+from precir.domains.fact import NOTHING, Fact, Integers, join, meet, numbers_of, project, top
 from precir.domains.kinds import NINF, PINF, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY, Grid
 from precir.ir import Graph, Literal, Node, Value
-from precir.ops.facts.arithmetic import add_facts, smallest
+from precir.ops.facts.algebra import add_facts, smallest
 from precir.ops.facts.context import Answer, Context
 from precir.ops.facts.folds import sum_facts
 
 PLAIN = 3  # iterations before bounds are widened
 MOST = 24  # before what still moves is given up
+TURNS = 3000  # nodes, all turns of a loop together, that are gone through one by one
 
 
 def call(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
@@ -52,21 +53,43 @@ def scan(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     if length == 0:
         return [
             *first,
-            *(f.__class__(INFINITY, -INFINITY, INFINITY, 0, True) for f in node.outputs[n_carry:]),
+            *(NOTHING for _ in node.outputs[n_carry:]),
         ]
-    counted = counters(body, n_consts, n_carry)
 
     def step(carry: list[Fact]) -> list[Fact]:
         return ctx.infer(body, [*consts, *carry, *xs])[:n_carry]
 
+    if length * len(body) <= TURNS:
+        return _turn_by_turn(node, [*consts, *first, *xs], step, ctx)
+    counted = counters(body, n_consts, n_carry)
     carry = fixpoint(first, body.outputs[:n_carry], step, counted, length, body, ctx, consts, xs)
     outs = ctx.record(node, body, [*consts, *carry, *xs])
-    last = [join(f, o) if length == 1 else o for f, o in zip(carry, outs, strict=False)]
     last = [
         meet(o, c) if i in counted else o
         for i, (o, c) in enumerate(zip(outs[:n_carry], carry, strict=True))
     ]
     return [*last, *outs[n_carry:]]
+
+
+def _turn_by_turn(
+    node: Node, inputs: list[Fact], step: Callable[[list[Fact]], list[Fact]], ctx: Context
+) -> list[Fact]:
+    """A short loop needs no fixpoint: what its carry holds before each turn is known."""
+    p = node.params
+    n_consts, n_carry = p["num_consts"], p["num_carry"]
+    carry = inputs[n_consts : n_consts + n_carry]
+    ever = list(carry)
+    for turn in range(p["length"]):
+        if turn:
+            ever = [join(a, b) for a, b in zip(ever, carry, strict=True)]
+        after = step(carry)
+        if after == carry:
+            break
+        carry = after
+    outs = ctx.record(
+        node, node.regions[0], [*inputs[:n_consts], *ever, *inputs[n_consts + n_carry :]]
+    )
+    return [*carry, *outs[n_carry:]]
 
 
 def while_(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
@@ -255,7 +278,7 @@ def _counted(
 
 
 def widened(old: Fact, new: Fact, dtype: str, turn: int) -> Fact:
-    """Bounds that still move jump to the next threshold: 0, ±1, powers of two, then the format's."""
+    """Bounds that still move jump to a threshold: 0, ±1, powers of two, then the format's."""
     numbers = numbers_of(dtype)
     lo, hi, tiny = new.lo, new.hi, new.tiny
     most = numbers.max if numbers is not None else INFINITY

@@ -9,16 +9,15 @@ from typing import Any
 from precir.domains.fact import (
     ANYTHING,
     Fact,
-    interval,
     join,
     negate,
     of_number,
     top,
 )
-from precir.domains.kinds import NAN, PZERO, SPECIAL
+from precir.domains.kinds import NAN, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY
 from precir.ir import Node
-from precir.ops.facts.arithmetic import add_facts, is_complex, is_float, smallest
+from precir.ops.facts.algebra import add_facts, is_complex, is_float, mul_facts, smallest
 from precir.ops.facts.context import Answer, Context
 from precir.ops.facts.folds import ZERO_FACT, product_facts, sum_facts
 from precir.ops.facts.pointwise import max_facts
@@ -106,7 +105,7 @@ def _added(node: Node, a: Fact, update: Fact) -> Fact:
         return ANYTHING
     count = collisions(node)
     if (update.point and update.lo == 0) or count == 0:
-        return a
+        return a._replace(flags=a.flags | PZERO) if a.flags & ZERO else a
     more = sum_facts(join(update, ZERO_FACT), max(count, 1), dtype)
     f = join(a, add_facts(a, more, smallest(dtype)))
     growth = 2.0**-8 if max(count, 1) > 1 or not dtype.startswith("float32") else 2.0**-20
@@ -119,8 +118,6 @@ def _added(node: Node, a: Fact, update: Fact) -> Fact:
 
 
 def scatter_mul(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
-    from precir.ops.facts.arithmetic import mul_facts
-
     a, update = facts[0], facts[2]
     dtype = node.outputs[0].type.dtype
     count = max(collisions(node), 1)
@@ -160,6 +157,3 @@ def random_gamma(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     if node.params.get("log_space"):
         return ANYTHING
     return Fact(0.0, INFINITY, 0.0, PZERO | NAN | SPECIAL, False)
-
-
-_ = interval

@@ -23,8 +23,8 @@ from precir.domains.fact import (
 )
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY, Grid, round_nearest
-from precir.ir import Literal, Node
-from precir.ops.facts.arithmetic import is_complex, is_float, smallest_normal
+from precir.ir import Node
+from precir.ops.facts.algebra import is_complex, is_float, smallest_normal
 from precir.ops.facts.context import Answer, Context, Rule
 
 TRUE, FALSE = of_number(1.0), of_number(0.0)
@@ -345,7 +345,7 @@ def reduce_precision(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     # more exponents than the type has make no difference to it
     normal = max(2.0 ** (1 - bias), smallest_normal(node.outputs[0].type.dtype))
     grid = Grid(
-        most, most + 2.0 ** (bias - mantissa - 1), mantissa + 1, 2 - bias - mantissa - 1 - 1, normal,
+        most, most + 2.0 ** (bias - mantissa - 1), mantissa + 1, -bias - mantissa, normal,
         normal * 2.0**-mantissa, 2.0**-mantissa, False, "inf", True, True, True, True,
     )  # fmt: skip
     lo, hi, flags, tiny = a.lo, a.hi, a.flags, a.tiny
@@ -395,6 +395,3 @@ def joined(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     for other in facts[1:]:
         f = join(f, other)
     return [f] * len(node.outputs)
-
-
-_ = Literal

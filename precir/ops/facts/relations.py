@@ -7,34 +7,27 @@ graph shows a relation: x - max(x), x / sum(x), x * rsqrt(mean(x*x) + eps), and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
-from precir.domains.fact import Fact, interval, meet, numbers_of, tidy
+from precir.domains.fact import Fact, interval, meet, tidy
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
-from precir.domains.rounding import INFINITY, Grid
+from precir.domains.rounding import INFINITY
 from precir.formats import FORMATS
 from precir.ir import Node, Operand, Value
 from precir.ops.facts.context import Context
+from precir.ops.facts.normalised import at_least, clipped, normalised, unit
 from precir.ops.facts.views import Reduction, alike, beside, constant, reduction, view
 
 # XLA may compute a product that feeds a subtraction in one step, unrounded, and again elsewhere
 # rounded: an element may pass the maximum of what it is by this, relative to its magnitude.
 CONTRACTED = 2.0**-22
 LOOKED_AT = 32  # values, before the worst is assumed
-EXACT = frozenset(
-    """
-    select_n max min clamp neg abs sign stop_gradient copy optimization_barrier reduce_max
-    reduce_min broadcast_in_dim reshape squeeze expand_dims transpose rev slice dynamic_slice
-    gather concatenate pad iota constant split sort random_bits
-    """.split()
-)
+EXACT = frozenset([
+    "select_n", "max", "min", "clamp", "neg", "abs", "sign", "stop_gradient", "copy",
+    "optimization_barrier", "reduce_max", "reduce_min", "broadcast_in_dim", "reshape", "squeeze",
+    "expand_dims", "transpose", "rev", "slice", "dynamic_slice", "gather", "concatenate", "pad",
+    "iota", "constant", "split", "sort", "random_bits",
+])  # fmt: skip
 """Ops whose results are some operand's numbers: computed twice, they are the same."""
-
-
-def unit(dtype: str) -> float:
-    """Relative rounding error of one operation."""
-    numbers = numbers_of(dtype)
-    return numbers.epsilon if isinstance(numbers, Grid) else 0.0
 
 
 def recomputed(x: Value, f: Fact, ctx: Context) -> float:
@@ -199,9 +192,9 @@ def quotient(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:
             return tidy(f._replace(lo=max(f.lo, -off), hi=min(f.hi, off), flags=flags))
         root = part.node
         if root is not None and root.op == "sqrt" and isinstance(root.inputs[0], Value):
-            bound = _normalised(x, root.inputs[0], a, ctx)
+            bound = normalised(x, root.inputs[0], a, ctx)
             if bound is not None:
-                return _clipped(f, bound * (1 + 8 * unit(dtype)))
+                return clipped(f, bound * (1 + 8 * unit(dtype)))
         if root is not None and root.op == "abs" and root.inputs[0] is x:
             return tidy(f._replace(lo=max(f.lo, -1.0), hi=min(f.hi, 1.0)))
         if part is not y and shows_same(part, x) and a.lo >= 0:
@@ -211,44 +204,6 @@ def quotient(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:
 
 def _apart(x: Value, a: Fact) -> float:
     return 0.0
-
-
-def _clipped(f: Fact, bound: float) -> Fact:
-    return tidy(f._replace(lo=max(f.lo, -bound), hi=min(f.hi, bound)))
-
-
-def at_least(y: Value, ctx: Context, depth: int = 4) -> Iterator[Value]:
-    """Values that y is not below, element by element: parts of sums and maxima."""
-    yield y
-    node = y.node
-    if node is None or depth == 0:
-        return
-    if node.op in ("add", "max"):
-        for part, other in (node.inputs, node.inputs[::-1]):
-            if isinstance(part, Value) and (node.op == "max" or ctx.of(other).lo >= 0):
-                yield from at_least(part, ctx, depth - 1)
-    elif node.op in (
-        "broadcast_in_dim",
-        "convert_element_type",
-        "reshape",
-        "sqrt",
-        "stop_gradient",
-    ):
-        inner = node.inputs[0]
-        if node.op == "broadcast_in_dim" and isinstance(inner, Value):
-            for part in at_least(inner, ctx, depth - 1):
-                if part is not inner and part.type.shape == inner.type.shape:
-                    shown = _same_broadcast(node, part)
-                    if shown is not None:
-                        yield shown
-
-
-def _same_broadcast(node: Node, part: Value) -> Value | None:
-    """The broadcast of a part, as if the program had it."""
-    made = Node(
-        node.op, (part,), [node.outputs[0].type], node.params, source=node.source, scope=node.scope
-    )
-    return made.outputs[0]
 
 
 def _magnitudes_beside(x: Value, most: Reduction) -> bool:
@@ -262,157 +217,7 @@ def _magnitudes_beside(x: Value, most: Reduction) -> bool:
     return beside(x, most._replace(of=inner.root))
 
 
-def _normalised(x: Value, under: Value, a: Fact, ctx: Context) -> float | None:
-    """A bound of |x| / sqrt(under), where `under` is not below a mean or sum of x's squares."""
-    for part in at_least(under, ctx):
-        count = 1.0
-        mean = _divided(part)
-        if mean is not None:
-            part, count = mean
-        found = reduction(part, "reduce_sum")
-        if found is not None and _squares_beside(x, found):
-            dtype = found.node.outputs[0].type.dtype
-            slack = 1 + found_count(found) * unit(dtype) if unit(dtype) < 1e-4 else 1.3
-            lowest = ctx.of(under)
-            if not (lowest.lo > 0 or not lowest.flags & ZERO) and a.tiny * a.tiny < 1e-37:
-                slack = max(slack, 1.3)
-            return math.sqrt(count) * slack
-        fast = _fast_variance(x, under, part, a, ctx)
-        if fast is not None:
-            return fast
-    return None
-
-
-def found_count(found: Reduction) -> int:
-    return math.prod(found.of.type.shape[i] for i in found.axes)
-
-
-def _divided(part: Value) -> tuple[Value, float] | None:
-    """S and n of s / n or s * (1 / n)."""
-    node = view(part, narrowing=True).root.node
-    if node is None or node.op not in ("div", "mul"):
-        return None
-    for value, other in (node.inputs, node.inputs[::-1]):
-        number = constant(other)
-        if number and isinstance(value, Value) and (node.op == "mul" or value is node.inputs[0]):
-            shown = _reshown(part, node, value)
-            return shown, (number if node.op == "div" else 1 / number)
-    return None
-
-
-def _reshown(part: Value, node: Node, value: Value) -> Value:
-    """`value` as `part` shows `node`'s result: with the same broadcasts on top."""
-    chain: list[Node] = []
-    walked: Value = part
-    while walked.node is not None and walked.node is not node:
-        chain.append(walked.node)
-        inner = walked.node.inputs[0]
-        if not isinstance(inner, Value):
-            return value
-        walked = inner
-    for wrapper in reversed(chain):
-        made = Node(wrapper.op, (value,), [wrapper.outputs[0].type], wrapper.params)
-        value = made.outputs[0]
-    return value
-
-
-def _squares_beside(x: Value, found: Reduction) -> bool:
-    """Whether a sum was taken of x's own squares (or of |x|'s)."""
-    made = found.of.node
-    if made is None:
-        return False
-    squared = (
-        made.op == "square"
-        or (made.op == "integer_pow" and made.params["y"] == 2)
-        or (made.op == "mul" and made.inputs[0] is made.inputs[1])
-    )
-    if not squared or not isinstance(made.inputs[0], Value):
-        return False
-    inner = view(made.inputs[0])
-    if inner.root.node is not None and inner.root.node.op == "abs":
-        deeper = inner.root.node.inputs[0]
-        if isinstance(deeper, Value):
-            through = view(deeper)
-            inner = through._replace(
-                dims=tuple(None if d is None else through.dims[d] for d in inner.dims)
-            )
-    if any(d is None for d in inner.dims):
-        return False
-    translated = tuple(None if d is None else inner.dims[d] for d in found.dims)
-    axes = frozenset(d for a in found.axes if (d := inner.dims[a]) is not None)
-    return beside(x, Reduction(found.node, inner.root, translated, axes))
-
-
-def _fast_variance(x: Value, under: Value, part: Value, a: Fact, ctx: Context) -> float | None:
-    """flax: x - mean(x) over sqrt(max(0, mean(x*x) - mean(x)**2) + eps)."""
-    shown = view(x).root
-    minus = shown.node
-    if minus is None or minus.op != "sub" or not isinstance(minus.inputs[0], Value):
-        return None
-    variance = view(part, narrowing=True).root.node
-    if variance is None or variance.op != "sub" or not isinstance(variance.inputs[0], Value):
-        return None
-    mean = _divided(variance.inputs[0])
-    if mean is None:
-        return None
-    found = reduction(_reshown(part, variance, mean[0]), "reduce_sum")
-    if found is None or not _squares_beside(minus.inputs[0], found):
-        return None
-    count, eps = mean[1], ctx.of(under).lo
-    if eps <= 0:
-        return None
-    reach = ctx.of(minus.inputs[0]).magnitude
-    error = (found_count(found) + 8) * unit(found.node.outputs[0].type.dtype)
-    bound = math.sqrt(count) * math.sqrt(1 + error * reach * reach / eps)
-    return bound + error * reach / math.sqrt(eps)
-
-
 # -- products ----------------------------------------------------------------------------------
-
-
-def product(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:
-    """X * rsqrt(mean(x*x) + eps), a gain multiplied in or not; x * (1 / sum(x))."""
-    for x, y, fx in ((node.inputs[0], node.inputs[1], a), (node.inputs[1], node.inputs[0], b)):
-        if not isinstance(x, Value) or not isinstance(y, Value):
-            continue
-        for inverse, gain in _factors(y, ctx):
-            made = view(inverse, narrowing=True).root.node
-            if made is None or not made.inputs or not isinstance(made.inputs[0], Value):
-                continue
-            if made.op == "rsqrt":
-                under = _reshown(inverse, made, made.inputs[0])
-                bound = _normalised(x, under, fx, _Shown(ctx, under, made.inputs[0]))
-                if bound is not None:
-                    dtype = node.outputs[0].type.dtype
-                    return _clipped(f, bound * gain * (1 + 16 * unit(dtype)))
-    return f
-
-
-class _Shown:
-    """A context that also knows a value made up for a broadcast."""
-
-    def __init__(self, ctx: Context, shown: Value, value: Value) -> None:
-        self._ctx, self._shown, self._value = ctx, shown, value
-
-    def of(self, operand: Operand) -> Fact:
-        return self._ctx.of(self._value if operand is self._shown else operand)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._ctx, name)
-
-
-def _factors(y: Value, ctx: Context) -> Iterator[tuple[Value, float]]:
-    """The factors of a product, each with the magnitude of the rest."""
-    yield y, 1.0
-    node = y.node
-    if node is None:
-        return
-    if node.op == "mul":
-        for one, other in (node.inputs, node.inputs[::-1]):
-            if isinstance(one, Value):
-                rest = ctx.of(other)
-                if not rest.flags & SPECIAL:
-                    yield one, rest.magnitude
 
 
 def mixture(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:

@@ -15,15 +15,8 @@ from precir.domains.fact import Fact, join, negate, of_number, project
 from precir.domains.kinds import SPECIAL
 from precir.ir import Literal, Node, Operand, Value
 from precir.ops.facts import functions
-from precir.ops.facts.arithmetic import (
-    SHOWING,
-    add_facts,
-    div_facts,
-    is_float,
-    mul_facts,
-    power_of,
-    smallest,
-)
+from precir.ops.facts.algebra import add_facts, div_facts, is_float, mul_facts, smallest
+from precir.ops.facts.arithmetic import SHOWING, power_of
 from precir.ops.facts.context import Answer, Context
 from precir.ops.facts.pointwise import abs_fact
 from precir.ops.facts.views import constant

@@ -89,7 +89,8 @@ def constant(operand: Operand) -> float | None:
             return float(value) if not isinstance(value, complex) else None
         node = operand.node
         if node is None or node.op not in (
-            "broadcast_in_dim", "convert_element_type", "reshape", "stop_gradient", "squeeze", "copy",
+            "broadcast_in_dim", "convert_element_type", "reshape", "stop_gradient", "squeeze",
+            "copy",
         ):  # fmt: skip
             return None
         operand = node.inputs[0]
