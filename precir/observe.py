@@ -52,7 +52,7 @@ def observe(
       fn: a function, measured as it is (recipe "float32"), or what `precir.compile` returned,
         measured as its recipe has it. Traced once for each signature that the batches have.
       batches: tuples of positional arguments.
-      detail: "full"; "moments", all but the histograms of exponents, at a third of the cost; or
+      detail: "full"; "moments", all but the histograms of exponents, at about a third of the cost; or
         "amax", largest magnitudes alone, at next to none.
       per_iteration: whether tensors in a scan also keep the statistics of each iteration.
       exact: whether a generator gets the results of the program itself, run beside (and its side
