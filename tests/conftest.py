@@ -1,10 +1,7 @@
 """What every test run stands on: eight devices on the CPU, and reproducible examples in CI."""
 
-import gc
 import os
 from collections.abc import Iterator
-from itertools import count
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -31,23 +28,9 @@ def _verify_between_passes():
     pipeline.verifying = True
 
 
-_finished = count(1)
-_MOST_MAPS = 20_000  # Linux kills a process that asks for more than 65,530
-
-
 @pytest.fixture(autouse=True)
 def _few_executables() -> Iterator[None]:
-    """Forget compiled programs now and then: each holds mappings of memory, and XLA dies of a
-    segmentation fault where the system gives it no more of them.
-    """
     yield
-    if next(_finished) % 20 == 0 and _mappings() > _MOST_MAPS:
-        import jax
+    from tests.relief import relieve
 
-        jax.clear_caches()
-        gc.collect()
-
-
-def _mappings() -> int:
-    maps = Path("/proc/self/maps")
-    return maps.read_bytes().count(b"\n") if maps.exists() else 0
+    relieve()

@@ -21,6 +21,7 @@ from jax import lax
 
 import precir
 from tests.programs import assert_bit_identical
+from tests.relief import relieve
 
 Tree = Any
 M, V, S = "msv"[0], "msv"[2], "msv"[1]  # matrix (4, 4), vector (4,), scalar
@@ -420,6 +421,7 @@ def same_computation(a: Any, b: Any) -> bool:
 
 
 def run(fn: Callable[..., Any], args: Tree) -> Tree:
+    relieve()
     return jax.device_get(fn(args))
 
 
