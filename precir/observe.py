@@ -52,8 +52,8 @@ def observe(
       fn: a function, measured as it is (recipe "float32"), or what `precir.compile` returned,
         measured as its recipe has it. Traced once for each signature that the batches have.
       batches: tuples of positional arguments.
-      detail: "full"; "moments", all but the histograms of exponents, at about a third of the cost; or
-        "amax", largest magnitudes alone, at next to none.
+      detail: "full"; "moments", all but the histograms of exponents, at about a third of the
+        cost; or "amax", largest magnitudes alone, at less (benchmarks/results/observe_cost.md).
       per_iteration: whether tensors in a scan also keep the statistics of each iteration.
       exact: whether a generator gets the results of the program itself, run beside (and its side
         effects twice). Measuring changes what XLA fuses and thereby, within rounding, what comes
