@@ -1,4 +1,4 @@
-"""The hazard suite is true: every hazard happens when run, and every safe case is safe."""
+"""The hazard suites are true: every hazard happens when run, and every safe case is safe."""
 
 import functools
 from collections import Counter
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxpr_as_fun
 
-from tests.hazards import HAZARDS, SAFE, Case
+from tests.hazards import HAZARDS, SAFE, Case, held_out
 from tests.hazards.births import births
 from tests.hazards.case import DTYPES, KINDS, SYMPTOMS, cast
 
@@ -22,8 +22,11 @@ pytestmark = [
 
 FILLS = 30
 
-every_hazard = pytest.mark.parametrize("case", HAZARDS, ids=lambda case: case.name)
-every_safe = pytest.mark.parametrize("case", SAFE, ids=lambda case: case.name)
+BOTH = (*HAZARDS, *held_out.HAZARDS)
+BOTH_SAFE = (*SAFE, *held_out.SAFE)
+
+every_hazard = pytest.mark.parametrize("case", BOTH, ids=lambda case: case.name)
+every_safe = pytest.mark.parametrize("case", BOTH_SAFE, ids=lambda case: case.name)
 
 
 def leaves(outputs: Any) -> list[np.ndarray]:
@@ -78,8 +81,17 @@ def test_enough() -> None:
     assert set(Counter(case.kind for case in HAZARDS)) == set(KINDS)
     assert {case.symptom for case in HAZARDS} == set(SYMPTOMS)
     assert {case.format for case in HAZARDS} == set(DTYPES)
-    names = [case.name for case in (*HAZARDS, *SAFE)]
+    names = [case.name for case in (*BOTH, *BOTH_SAFE)]
     assert len(names) == len(set(names))
+
+
+def test_enough_held_out() -> None:
+    assert len(held_out.HAZARDS) >= 80
+    assert len(held_out.SAFE) >= 80
+    assert {case.kind for case in held_out.HAZARDS} == set(KINDS)
+    assert {case.format for case in held_out.HAZARDS} == set(DTYPES)
+    tuned = {case.name.split(".")[1] for case in (*HAZARDS, *SAFE)}
+    assert not tuned & {case.name.split(".")[1] for case in (*held_out.HAZARDS, *held_out.SAFE)}
 
 
 @every_hazard
