@@ -240,6 +240,22 @@ def test_json_counts_hidden_notes(capsys: pytest.CaptureFixture[str]) -> None:
 # -- SARIF -----------------------------------------------------------------------------------------
 
 
+# Of each kind of object, the properties of the standard that precir writes: it forbids others.
+SARIF = {
+    "log": {"$schema", "version", "runs"},
+    "run": {"tool", "columnKind", "invocations", "results", "properties"},
+    "driver": {"name", "version", "semanticVersion", "rules"},
+    "rule": {"id", "name", "shortDescription", "defaultConfiguration"},
+    "result": {
+        "ruleId", "ruleIndex", "level", "message", "locations", "partialFingerprints",
+        "properties", "codeFlows", "suppressions",
+    },
+    "location": {"physicalLocation", "message"},
+    "physical": {"artifactLocation", "region"},
+    "region": {"startLine", "startColumn", "endLine", "endColumn", "snippet"},
+}  # fmt: skip
+
+
 def check_sarif(log: Any) -> list[Any]:
     """What SARIF 2.1.0 requires of the parts that precir writes; returns the results."""
     assert log["version"] == "2.1.0"
@@ -247,10 +263,17 @@ def check_sarif(log: Any) -> list[Any]:
     (run,) = log["runs"]
     driver = run["tool"]["driver"]
     assert driver["name"] == "precir"
+    assert log.keys() == SARIF["log"]
+    assert run.keys() == SARIF["run"]
+    assert driver.keys() == SARIF["driver"]
+    assert all(rule.keys() == SARIF["rule"] for rule in driver["rules"])
+    assert run["columnKind"] == "unicodeCodePoints"
+    assert all(i["executionSuccessful"] for i in run["invocations"])
     rules = [rule["id"] for rule in driver["rules"]]
     assert rules == list(KINDS)
     assert all(rule["shortDescription"]["text"] for rule in driver["rules"])
     for result in run["results"]:
+        assert result.keys() <= SARIF["result"]
         assert rules[result["ruleIndex"]] == result["ruleId"]
         assert result["level"] in ("error", "warning", "note")
         assert result["message"]["text"]
@@ -268,10 +291,13 @@ def check_sarif(log: Any) -> list[Any]:
 
 
 def check_location(location: Any) -> None:
+    assert location.keys() <= SARIF["location"]
     physical = location.get("physicalLocation")
     if physical is None:
         assert location["message"]["text"]
         return
+    assert physical.keys() == SARIF["physical"]
+    assert physical["region"].keys() <= SARIF["region"]
     uri = physical["artifactLocation"]["uri"]
     assert ":" not in uri
     assert not uri.startswith("/")
