@@ -64,7 +64,7 @@ def similarity_with_lost_floor(a: Array, b: Array) -> Array:
 def layer_norm_by_moments(x: Array) -> Array:
     mean = jnp.mean(x, axis=-1, keepdims=True)
     variance = jnp.mean(x * x, axis=-1, keepdims=True) - mean * mean  # HERE
-    return (x - mean) * jax.lax.rsqrt(variance + 1e-3)
+    return (x - mean) * jax.lax.rsqrt(variance + 1e-3)  # OR HERE
 
 
 def weight_norm_gradient(v: Array, g: Array) -> Array:
@@ -114,7 +114,7 @@ HAZARDS = (
     ),
     hazard(
         layer_norm_by_moments, Real(30, 33, (2, 8)),
-        kind="cancellation", root="sub", at="sub", symptom="wrong",
+        kind="cancellation", root="sub", at=("sub", "rsqrt"), symptom="wrong",
         trigger=(np.array([31.0, 31.25, 31.5, 31, 31.25, 31.5, 31.25, 31.1]),),
     ),
     hazard(

@@ -23,7 +23,7 @@ def far_bias(slope: Array) -> Array:
     return jax.nn.softmax(slope * (places - places[-1]))
 
 
-def additive_mask(scores: Array, mask: Array) -> Array:
+def penalty_of_mask(scores: Array, mask: Array) -> Array:
     bias = (1.0 - mask) * -1e5  # HERE
     return jax.nn.softmax(scores + bias, axis=-1)
 
@@ -84,7 +84,7 @@ HAZARDS = (
         at=("iota", "convert_element_type"), symptom="wrong", trigger=(1.0,),
     ),
     hazard(
-        additive_mask, Real(-10, 10, (2, 4)), Real(0, 1, (2, 4)),
+        penalty_of_mask, Real(-10, 10, (2, 4)), Real(0, 1, (2, 4)),
         kind=("overflow", "invalid"), root="literal", at="mul", symptom="nan",
         trigger=(1.0, 1.0),
     ),

@@ -220,6 +220,6 @@ SAFE = (
     safe(counted_to_fifteen, Real(0, 1, ()), format="float8_e4m3fn"),
     safe(quantized_with_floor, Real(-1, 1), format="float32"),
     safe(size_of_low_level, Whole(0, 15, ()), Real(0.001, 1)),
-    safe(votes_in_integers, Whole(0, 2, (600,)), Real(0.5, 1, ()), format="bfloat16"),
+    safe(votes_in_integers, Whole(0, 2, (200,)), Real(0.5, 1, ()), format="bfloat16"),
     safe(tile_of_pixel_in_integers, Whole(0, 60), Whole(0, 639), Real(0, 1)),
 )  # fmt: skip

@@ -144,7 +144,8 @@ HAZARDS = (
     ),
     hazard(
         gradients_of_parts, {"w": Real(-300, 300, (4,)), "b": Real(-300, 300, (2,))},
-        kind="overflow", root="integer_pow", at="integer_pow", symptom="inf", trigger=(300.0,),
+        kind="overflow", root=("integer_pow", "convert_element_type"),
+        at=("integer_pow", "convert_element_type"), symptom="inf", trigger=(300.0,),
     ),
     hazard(
         momentum_of_float8, Real(1, 2), Real(0.5, 1), format="float8_e4m3fn",
