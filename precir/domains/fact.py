@@ -119,6 +119,7 @@ def interval(lo: float, hi: float, flags: int = 0, tiny: float = 0.0, whole: boo
     """Finite numbers in [lo, hi], zeros of either sign among them where it holds zero."""
     if lo <= 0 <= hi:
         flags |= ZERO
+        tiny = INFINITY if lo == hi else tiny
     else:
         tiny = max(tiny, lo, -hi)
     return Fact(lo, hi, tiny, flags, whole)
@@ -297,6 +298,9 @@ def project(f: Fact, dtype: str) -> Fact:
                 lo, hi = INFINITY, -INFINITY
             else:
                 lo, hi = min(max(lo, -limit), limit), max(min(hi, limit), -limit)
+                if saturates:
+                    tiny = min(tiny, limit) if tiny < INFINITY else tiny
+                    whole = whole and limit == math.floor(limit)
         if lo <= hi and not numbers.exact:
             lo, hi = round_down(lo, numbers), round_up(hi, numbers)
     if lo <= hi:
@@ -323,7 +327,7 @@ def project(f: Fact, dtype: str) -> Fact:
             lo = -numbers.max if flags & NINF else lo
             if lo > hi:
                 lo, hi = (lo, -numbers.max) if flags & NINF else (numbers.max, hi)
-            tiny = min(tiny, numbers.max)
+            tiny, whole = min(tiny, numbers.max), whole and numbers.max == math.floor(numbers.max)
             flags &= ~INF
     if not (numbers.signed and numbers.zero and numbers.nan) or dtype.endswith("fnuz"):
         return _odd_format(Fact(lo, hi, tiny, flags, whole, basis), numbers, dtype)
@@ -336,7 +340,7 @@ def _odd_format(f: Fact, numbers: Grid, dtype: str) -> Fact:
     if not numbers.signed:  # e8m0fnu: zero and negatives become NaN
         if flags & ZERO or lo <= 0:
             flags = flags & ~ZERO | NAN
-        lo = max(lo, numbers.smallest)
+        lo, hi = max(lo, numbers.smallest), (max(hi, numbers.smallest) if hi > 0 else hi)
         if lo > hi:
             lo, hi = INFINITY, -INFINITY
     elif not numbers.nan:

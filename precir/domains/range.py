@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -14,6 +13,8 @@ from precir.domains.fact import Fact, interval, project
 from precir.domains.rounding import INFINITY, above, below
 from precir.errors import PrecirError
 from precir.formats import Format, format_of
+
+SMALLEST = 5e-324
 
 
 class RangeError(PrecirError, ValueError):
@@ -153,6 +154,12 @@ def _quotient(x: float, y: float) -> float:
 
 
 def _corners(a: Range, b: Range, op: Callable[[float, float], float]) -> Range:
-    values: list[Any] = [op(x, y) for x in (a.lo, a.hi) for y in (b.lo, b.hi)]
+    values: list[float] = []
+    for x in (a.lo, a.hi):
+        for y in (b.lo, b.hi):
+            value = op(x, y)
+            if value == 0 and x and y and x - x == y - y == 0:  # underflow of float64
+                value = math.copysign(SMALLEST, x) * math.copysign(1.0, y)
+            values.append(value)
     lo, hi = min(values), max(values)
     return Range(lo if lo == 0 else below(lo), hi if hi == 0 else above(hi))

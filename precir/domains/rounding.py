@@ -36,6 +36,8 @@ def grid_of(name: str) -> Grid:
     precision = f.mantissa_bits + 1
     ulp = math.ldexp(1.0, math.frexp(f.max)[1] - precision)
     overflow_at = INFINITY if f is F64 else f.max + ulp / 2
+    if f.max / ulp % 2 == 0:  # a tie goes to the even one, which is max
+        overflow_at = math.nextafter(overflow_at, INFINITY)
     if f.name == "float8_e8m0fnu":
         overflow_at = f.max * 1.5
     exponent = math.frexp(f.smallest_subnormal)[1] - 1

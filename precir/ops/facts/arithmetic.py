@@ -12,6 +12,7 @@ from precir.domains.fact import (
     interval,
     negate,
     numbers_of,
+    tidy,
     top,
 )
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
@@ -165,7 +166,7 @@ def rem(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
         most = min(a.magnitude, INFINITY if b.flags & INF else b.magnitude)
         lo = -most if a.lo < 0 else 0.0
         hi = most if a.hi > 0 else 0.0
-        return Fact(lo, hi, 0.0, flags, a.whole and b.whole, basis)
+        return tidy(Fact(lo, hi, 0.0, flags, a.whole and b.whole, basis))
     if is_complex(dtype):
         return ANYTHING
     most = a.magnitude if b.flags & ZERO else min(a.magnitude, max(b.magnitude - 1, 0.0))
@@ -233,7 +234,7 @@ def power_of(node: Node, facts: Sequence[Fact]) -> Fact:
     tiny = max(low, 0.0)
     if flags & ZERO:
         low = 0.0
-    return Fact(max(low, 0.0), high, tiny, flags, False, basis)
+    return tidy(Fact(max(low, 0.0), high, tiny, flags, False, basis))
 
 
 def _real_power(x: float, y: float) -> float:

@@ -29,6 +29,7 @@ def of_exp(base: Callable[[float], float]) -> Callable[[Fact, float], Fact]:
         # the error in the exponent grows with it: XLA's range reduction
         lo, high = lo * (1 - relative), hi * (1 + relative)
         high = min(high, 1.0) if a.hi <= 0 else high
+        high = max(high, TINY_64)
         tiny = lo or TINY_64
         if flags & PZERO:
             lo = 0.0
@@ -214,7 +215,7 @@ def _erf_inv_bound(x: float) -> float:
 
 
 def of_lgamma(a: Fact, relative: float) -> Fact:
-    if a.lo >= 3 and a.hi < INFINITY and a.finite:
+    if 3 <= a.lo <= a.hi and a.hi < INFINITY and a.finite:
         lo, hi = widen(math.lgamma(a.lo), evaluate(math.lgamma, a.hi), relative * 8)
         return interval(lo, hi)
     flags = a.flags & NAN | ZERO | (PINF if a.flags & INF or a.flags & ZERO or a.lo <= 0 else 0)
@@ -225,7 +226,7 @@ def of_lgamma(a: Fact, relative: float) -> Fact:
 
 
 def of_digamma(a: Fact, relative: float) -> Fact:
-    if a.lo >= 2 and a.hi < INFINITY and a.finite:  # log(x) - 1/x < digamma(x) < log(x)
+    if 2 <= a.lo <= a.hi and a.hi < INFINITY and a.finite:  # log(x) - 1/x < digamma(x) < log(x)
         return interval(math.log(a.lo) - 1 / a.lo - 1e-3, math.log(a.hi) + 1e-3)
     return ANYTHING
 
@@ -249,12 +250,16 @@ def _erfc(x: float) -> float:
 
 def of_falling_erfc(a: Fact, relative: float) -> Fact:
     flags = a.flags & NAN
-    if a.lo > a.hi and not a.flags & INF:
+    ends = [0.0] * bool(a.flags & PINF) + [2.0] * bool(a.flags & NINF)
+    if a.lo <= a.hi:
+        ends += [math.erfc(a.lo), math.erfc(a.hi)]
+    if not ends:
         return Fact(INFINITY, -INFINITY, INFINITY, flags, True)
-    lo = 0.0 if a.flags & PINF or a.lo > a.hi else math.erfc(a.hi) * (1 - relative * 64)
-    hi = 2.0 if a.flags & NINF or a.lo > a.hi else min(math.erfc(a.lo) * (1 + relative * 64), 2.0)
-    f = interval(max(lo, 0.0), hi, flags, tiny=0.0)
-    return f._replace(flags=f.flags & ~NZERO | PZERO, lo=0.0) if lo < 1e-37 else f
+    lo, hi = widen(min(ends), min(max(ends), 2.0), relative * 64)
+    hi = max(min(hi, 2.0), TINY_64)
+    if lo < 1e-37:
+        return tidy(Fact(0.0, hi, TINY_64, flags | PZERO))
+    return tidy(interval(lo, hi, flags))
 
 
 def of_logistic(x: float) -> float:

@@ -76,8 +76,7 @@ def rounded(function: Callable[[float], int]) -> Rule:
     return infer
 
 
-def nearest(x: float) -> int:
-    return round(x)
+nearest: Callable[[float], int] = round
 
 
 def away(x: float) -> int:
@@ -107,7 +106,9 @@ def max_facts(a: Fact, b: Fact) -> Fact:
     low_b = b.lo if not b.flags & NINF and b.lo <= b.hi else -INFINITY
     lo = max(low_a, low_b, min(a.lo, b.lo))
     hi = max(a.hi, b.hi)
-    if a.lo > a.hi and b.lo > b.hi:
+    if (a.lo > a.hi and not a.flags & NINF) or (b.lo > b.hi and not b.flags & NINF):
+        hi = -INFINITY  # NaN and inf win
+    if lo > hi or (a.lo > a.hi and b.lo > b.hi):
         return Fact(INFINITY, -INFINITY, INFINITY, flags & SPECIAL, True, basis)
     return tidy(Fact(lo, hi, min(a.tiny, b.tiny), flags, a.whole and b.whole, basis))
 
@@ -300,6 +301,8 @@ def cast_fact(a: Fact, source: str, target: str) -> Fact:
         return a._replace(flags=a.flags | PZERO, lo=min(a.lo, 0.0), hi=max(a.hi, 0.0))
     if isinstance(numbers, Grid) and a.lo <= a.hi:
         f = project(a, target)
+        if not numbers.signed or (a.flags & SPECIAL and not numbers.nan):
+            return f  # infinities and NaNs become numbers too
         sure = numbers.smallest_normal if numbers.flushes else 0.0
         lo = max(f.lo, round_nearest(a.lo, numbers)) if sure <= abs(a.lo) <= f.magnitude else f.lo
         hi = min(f.hi, round_nearest(a.hi, numbers)) if sure <= abs(a.hi) <= f.magnitude else f.hi

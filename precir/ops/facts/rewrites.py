@@ -81,7 +81,7 @@ def quotients(node: Node, dtype: str, ctx: Context) -> Iterator[Fact]:
     a, b = ctx.of(x), ctx.of(y)
     over, under = shown(x), shown(y)
     inverse = project(div_facts(ONE, b), dtype)
-    if not inverse.flags or spread(y, _size(node.outputs[0]), ctx):
+    if spread(y, _size(node.outputs[0]), ctx):
         yield mul_facts(a, inverse)
     if constant(y) is not None:
         yield from _folded(x, inverse, dtype, ctx)
