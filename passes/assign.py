@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Value
 from precir.ops import Keeps, op_named
+from precir.passes.facts import Facts
+from precir.passes.fitting import misfit
 from precir.passes.products import Tail, find_tail
 from precir.recipe import KEEP, TRUE, Recipe
 
@@ -36,11 +38,13 @@ class Assignment:
       compute: dtype in which a node's float operands arrive; absent: as traced.
       result: dtype of a value in the new program, where it is not the traced one.
       products: one entry for each matrix product, sub-programs' included, in program order.
+      kept: values that did not get the format the recipe asks for, and why.
     """
 
     compute: dict[Node, str] = field(default_factory=dict)
     result: dict[Value, str] = field(default_factory=dict)
     products: list[Product] = field(default_factory=list)
+    kept: dict[Value, str] = field(default_factory=dict)
 
     def dtype(self, operand: Operand) -> str:
         if isinstance(operand, Literal):
@@ -48,8 +52,9 @@ class Assignment:
         return self.result.get(operand, operand.type.dtype)
 
 
-def assign_formats(graph: Graph, recipe: Recipe) -> Assignment:
-    """The formats a recipe asks for, from op classes, phases and overrides.
+def assign_formats(graph: Graph, recipe: Recipe, facts: Facts | None = None) -> Assignment:
+    """The formats a recipe asks for, from op classes, phases and overrides; what is known not to
+    fit a format (`precir.passes.fitting`) does not get it.
 
     Arguments and results of the program keep their dtypes.
     """
@@ -57,7 +62,7 @@ def assign_formats(graph: Graph, recipe: Recipe) -> Assignment:
     if recipe.mode == KEEP and not recipe.overrides:
         _Walk(recipe, assignment, Tail()).note_products(graph)
         return assignment
-    walk = _Walk(recipe, assignment, find_tail(graph))
+    walk = _Walk(recipe, assignment, find_tail(graph), facts)
     walk.inputs(graph, [v.type.dtype for v in graph.inputs], [True] * len(graph.inputs), None)
     walk.graph(graph)
     return assignment
@@ -66,8 +71,10 @@ def assign_formats(graph: Graph, recipe: Recipe) -> Assignment:
 class _Walk:
     """One forward walk; sub-programs take the formats of what they are given."""
 
-    def __init__(self, recipe: Recipe, assignment: Assignment, tail: Tail) -> None:
-        self.recipe, self.assignment, self.tail = recipe, assignment, tail
+    def __init__(
+        self, recipe: Recipe, assignment: Assignment, tail: Tail, facts: Facts | None = None
+    ) -> None:
+        self.recipe, self.assignment, self.tail, self.facts = recipe, assignment, tail, facts
         self.soft: set[Value] = set()  # float32 only because it was given so
         self.gradients: set[Value] = set()
 
@@ -141,10 +148,23 @@ class _Walk:
             if any(self.assignment.dtype(o) != o.type.dtype for o in node.inputs):
                 self.assignment.compute[node] = "traced"
             return
+        compute = self.fitting(node, compute)
         self.assignment.compute[node] = compute
         for value in node.outputs:
             if _is_wide(value.type.dtype) and value.type.dtype != compute:
                 self.assignment.result[value] = compute
+
+    def fitting(self, node: Node, compute: str) -> str:
+        """The dtype asked for, or float32 where a value at hand is known not to fit it."""
+        if self.facts is None or _BITS.get(compute, 32) >= 32:
+            return compute
+        values = [v for v in (*node.outputs, *node.inputs) if isinstance(v, Value)]
+        for value in values:
+            reason = misfit(self.facts[value], compute) if _is_wide(value.type.dtype) else ""
+            if reason:
+                self.assignment.kept[value] = reason
+                return "float32"
+        return compute
 
     def move(self, node: Node) -> None:
         source = node.inputs[0]
@@ -167,10 +187,12 @@ class _Walk:
     def uniform(self, node: Node, keeps: Keeps) -> None:
         """Mode "true": everything in one dtype but what keeps its own."""
         if node.op == "convert_element_type" and _is_wide(node.outputs[0].type.dtype):
+            dtype = self.fitting(node, self.recipe.compute)
             for value in node.outputs:
-                self.assignment.result[value] = self.recipe.compute
+                if value.type.dtype != dtype:
+                    self.assignment.result[value] = dtype
             self.assignment.compute[node] = (
-                "traced" if not _is_float(node.inputs[0].type.dtype) else self.recipe.compute
+                "traced" if not _is_float(node.inputs[0].type.dtype) else dtype
             )
         elif keeps is Keeps.OWN:
             self.settle(node, None)

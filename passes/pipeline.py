@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from precir.domains.fact import Fact
 from precir.ir import Graph
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
+from precir.passes.facts import Facts, infer_facts
+from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
 from precir.passes.simplify import simplify
-from precir.recipe import Recipe
+from precir.recipe import KEEP, Recipe
 from precir.verify import verify
 
 
 @dataclass(frozen=True)
 class State:
-    """What flows through the passes: the program, the recipe, and what is decided so far."""
+    """What flows through the passes: the program, the recipe, and what is decided so far.
+
+    `given` is what the user said of the inputs; `facts` what follows from it, for the graph as it
+    stands until a pass changes formats; None where the recipe changes nothing.
+    """
 
     graph: Graph
     recipe: Recipe
     assignment: Assignment
+    given: tuple[Fact | None, ...] = ()
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True)
@@ -40,8 +49,19 @@ def _simplify(state: State) -> State:
     return replace(state, graph=simplify(state.graph))
 
 
+def _facts(state: State) -> State:
+    """What every value holds; and what that decides is decided."""
+    if state.recipe.mode == KEEP:
+        return state
+    facts = infer_facts(state.graph, state.given)
+    folded = fold_proved(state.graph, facts)
+    if folded is not state.graph:
+        facts = infer_facts(folded, state.given)
+    return replace(state, graph=folded, facts=facts)
+
+
 def _assign(state: State) -> State:
-    return replace(state, assignment=assign_formats(state.graph, state.recipe))
+    return replace(state, assignment=assign_formats(state.graph, state.recipe, state.facts))
 
 
 def _casts(state: State) -> State:
@@ -54,15 +74,21 @@ def _residuals(state: State) -> State:
 
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("simplify", _simplify),
+    ("facts", _facts),
     ("assign", _assign),
     ("casts", _casts),
     ("residuals", _residuals),
 )
 
 
-def run_passes(graph: Graph, recipe: Recipe) -> tuple[State, list[Stage]]:
-    """Run every pass; returns the last state and the program after each pass, lowering first."""
-    state = State(graph, recipe, Assignment())
+def run_passes(
+    graph: Graph, recipe: Recipe, given: Sequence[Fact | None] = ()
+) -> tuple[State, list[Stage]]:
+    """Run every pass; returns the last state and the program after each pass, lowering first.
+
+    `given` is what is known of the graph's inputs, None where nothing is.
+    """
+    state = State(graph, recipe, Assignment(), tuple(given))
     stages = [Stage("lower", graph)]
     if verifying:
         verify(graph, after="lower")

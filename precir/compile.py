@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 
+from precir.check.arguments import given_facts
 from precir.emit.load import save as save_module
 from precir.errors import PrecirError
 from precir.program import Program, closed_jaxpr, make_program, replay
@@ -23,9 +24,12 @@ from precir.vjp import differentiable, emit_pair, second_derivative
 class Compiled:
     """A function that runs as emitted source. Called, traced and lowered as `jax.jit`'s is."""
 
-    def __init__(self, fn: Callable[..., Any], recipe: Recipe, options: dict[str, Any]) -> None:
+    def __init__(
+        self, fn: Callable[..., Any], recipe: Recipe, options: dict[str, Any], ranges: Any = None
+    ) -> None:
         functools.update_wrapper(self, fn)
         self._fn = fn
+        self._ranges = ranges
         self._options = options
         self.recipe = recipe
         self._static = {
@@ -92,7 +96,10 @@ class Compiled:
         found = self._programs.get(key)
         if found is None:
             static = self._static_positions()
-            program = make_program(self._fn, traced, self.recipe, static, self._decorator(static))
+            given = given_facts(traced, self._ranges) if self._ranges is not None else ()
+            program = make_program(
+                self._fn, traced, self.recipe, static, self._decorator(static), given
+            )
             found = (jaxpr, program)
             if not program.captured:
                 self._programs[key] = found
@@ -100,7 +107,7 @@ class Compiled:
 
     def with_recipe(self, recipe: str | Recipe) -> Compiled:
         """The same function, with the same options, under another recipe."""
-        return Compiled(self._fn, find_recipe(recipe), self._options)
+        return Compiled(self._fn, find_recipe(recipe), self._options, self._ranges)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The emitted module's text for arguments like these."""
@@ -275,6 +282,7 @@ def compile(
     in_shardings: Any = None,
     out_shardings: Any = None,
     keep_unused: bool = False,
+    ranges: Any = None,
 ) -> Any:
     """Compile a JAX function, a model or a whole train step, in the precision of a recipe.
 
@@ -287,9 +295,13 @@ def compile(
       recipe: a name ("float32" changes nothing) or a `Recipe`.
       static_argnums, static_argnames, donate_argnums, donate_argnames, in_shardings,
         out_shardings, keep_unused: as in `jax.jit`.
+      ranges: what is known of the arguments' numbers, as in `precir.check`: one entry for each
+        positional argument that is not static, a `precir.Range`, a pytree prefix of them, a
+        function from an array's path to one, or None. Formats that these rule out are not given.
 
     Raises:
       RecipeError: the recipe is unknown.
+      RangesError: at the first call, ranges that do not fit the arguments.
       TypeError, ValueError: whatever `jax.jit` raises for the same arguments.
     """
     found = find_recipe(recipe)
@@ -304,9 +316,9 @@ def compile(
     }
     options = {k: v for k, v in given.items() if v is not None}
     if fn is None:
-        return lambda f: compile(f, recipe=found, **options)
+        return lambda f: compile(f, recipe=found, ranges=ranges, **options)
     if not callable(fn):
         raise TypeError(f"precir.compile takes a function, not {type(fn).__name__}")
     if isinstance(fn, Compiled):
         fn = fn._fn
-    return Compiled(fn, found, options)
+    return Compiled(fn, found, options, ranges)

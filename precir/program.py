@@ -12,11 +12,13 @@ import jax
 import jax.extend
 import numpy as np
 
+from precir.domains.fact import Fact
 from precir.emit import Emitted, Signature, emit, load, signature_of
 from precir.errors import RecipeError
 from precir.ir import Graph
 from precir.lower import lower_jaxpr
 from precir.passes.assign import Assignment
+from precir.passes.facts import Facts, infer_facts
 from precir.passes.pipeline import Stage, run_passes
 from precir.recipe import Recipe
 
@@ -34,6 +36,7 @@ class Program:
       source: the user's function, for its name and place.
       jit: the decorator of its emitted main function.
       effects: its side effects, as JAX describes them.
+      given: what the user said of each input's numbers, None where nothing.
     """
 
     signature: Signature
@@ -44,6 +47,12 @@ class Program:
     source: Callable[..., Any]
     jit: str = "@jax.jit"
     effects: Any = frozenset()
+    given: tuple[Fact | None, ...] = ()
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What every value of the final program holds."""
+        return infer_facts(self.graph, self.given, keep_exact=False)
 
     @property
     def graph(self) -> Graph:
@@ -72,9 +81,16 @@ class Program:
 
 
 def make_program(
-    fn: Callable[..., Any], traced: Any, recipe: Recipe, static: Sequence[int], jit: str
+    fn: Callable[..., Any],
+    traced: Any,
+    recipe: Recipe,
+    static: Sequence[int],
+    jit: str,
+    given: Sequence[Fact | None] = (),
 ) -> Program:
-    """Lower what `jax.jit(fn, ...).trace(...)` gave and run the passes."""
+    """Lower what `jax.jit(fn, ...).trace(...)` gave and run the passes; `given` is what is known
+    of its arguments.
+    """
     if recipe.compute == "float64" and jax.numpy.result_type(float) != np.float64:
         raise RecipeError(
             f"recipe {recipe.name} computes in float64, which JAX has switched off",
@@ -85,10 +101,11 @@ def make_program(
     signature = signature_of(fn, traced.in_tree, out_tree, static, name)
     closed = closed_jaxpr(traced)
     graph, captured = lower_jaxpr(closed, name=name, labels=signature.labels())
-    state, stages = run_passes(graph, recipe)
+    state, stages = run_passes(graph, recipe, given)
     return Program(
-        signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit, closed.effects
-    )
+        signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit,
+        closed.effects, tuple(given),
+    )  # fmt: skip
 
 
 def closed_jaxpr(traced: Any) -> Any:

@@ -45,6 +45,19 @@ def leaves_of(
     return leaves, structure
 
 
+def given_facts(traced: Any, ranges: Ranges) -> list[Fact | None]:
+    """What ranges say of each input of a traced program (`jax.jit(fn).trace(...)`).
+
+    Raises:
+      RangesError: they do not fit the arguments.
+    """
+    inputs = [i.shape for i in jax.tree.leaves(traced.args_info)]
+    args, kwargs = jax.tree.unflatten(traced.in_tree, inputs and list(range(len(inputs))))
+    entries = _entries(args, kwargs, ranges)
+    basis = int(Basis.ASSUMED)
+    return [None if e is None else e.fact()._replace(basis=basis) for e in entries]
+
+
 def _name(path: Sequence[Any]) -> str:
     keys = jax.tree_util.keystr(tuple(path[1:]))
     if path[0].idx == 0:
@@ -138,7 +151,7 @@ def _dtype(x: Any) -> str:
         return "int32"
     if isinstance(x, float):
         return "float32"
-    return str(getattr(x, "dtype", np.asarray(x).dtype))
+    return str(x.dtype) if hasattr(x, "dtype") else str(np.asarray(x).dtype)
 
 
 def abstract(leaf: Leaf, dtype: str) -> Any:

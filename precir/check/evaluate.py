@@ -58,6 +58,20 @@ def _scatter(node: Node, xs: Sequence[Array]) -> Array:
     return _plain(result, node.outputs[0].type.dtype)
 
 
+def scattered(node: Node, xs: Sequence[Array]) -> Array:
+    """A scattered sum as its dtype has it, rounded at every addition."""
+    p = node.params
+    operands = [jax.numpy.asarray(x, o.type.dtype) for x, o in zip(xs, node.inputs, strict=True)]
+    result = jax.lax.scatter_add(
+        *operands,
+        p["dimension_numbers"],
+        indices_are_sorted=p["indices_are_sorted"],
+        unique_indices=p["unique_indices"],
+        mode=p["mode"],
+    )
+    return np.asarray(result).astype(np.float64)
+
+
 def _bound(node: Node, inputs: Sequence[Array]) -> list[Array]:
     primitive = primitive_named(node.op)
     if primitive is None or node.regions or node.effects:

@@ -69,7 +69,7 @@ def _accumulated(run: Run, loop: Sequence[Node], path: tuple[Node, ...]) -> Root
     for node in loop:
         pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))] if node.inputs else []
         for operand, pair in zip(node.inputs, pairs, strict=True):
-            literal = written(operand)
+            literal = written(operand) or written(_outer(run, operand))
             if literal is not None and not pair.same:
                 kind = _how(pair.low, pair.wide, pair.low)
                 if kind != "wrong":
@@ -81,6 +81,11 @@ def _accumulated(run: Run, loop: Sequence[Node], path: tuple[Node, ...]) -> Root
         exact = np.asarray(run.exact[node][0], np.float64)
         if exact.dtype.kind != "f" or not exact.size:
             continue
+        wide = np.asarray(run.env[node.outputs[0]].wide, np.float64)
+        if node.op in ("mul", "div") and ((low == 0) & (wide != 0)).any() and best < 1:
+            # it vanished in an earlier turn, or in this one
+            best, found = 1.0, Root("underflow", node, node.op, node.outputs[0], path)
+            continue
         with np.errstate(all="ignore"):
             size = np.nanmax(np.abs(exact))
             rounded = float(np.nanmax(np.abs(low - exact)) / size) if size else 0.0
@@ -88,6 +93,15 @@ def _accumulated(run: Run, loop: Sequence[Node], path: tuple[Node, ...]) -> Root
             kind = _rounding(node, pairs, low, exact)
             best, found = rounded, Root(kind, node, node.op, node.outputs[0], path)
     return found
+
+
+def _outer(run: Run, operand: Operand) -> Operand:
+    """What a sub-program was given from outside for one of its inputs that do not change."""
+    if isinstance(operand, Value) and operand.node is None:
+        holder = run.outer.get(operand)
+        if holder is not None and holder[1] is not None and holder[2] is None:
+            return holder[1]
+    return operand
 
 
 def _worst(

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from precir.check.evaluate import NotEvaluated, evaluate
+from precir.check.evaluate import NotEvaluated, evaluate, scattered
 from precir.formats import FORMATS
 from precir.ir import Graph, Literal, Node, Operand, Value
 
@@ -107,8 +107,10 @@ class Run:
         exact = evaluate(node, [p.low for p in operands])
         kept.exact[node] = exact
         lows = [rounded(x, v.type.dtype) for x, v in zip(exact, node.outputs, strict=True)]
-        if node.op in ("cumsum",) and node.outputs[0].type.dtype in SMALL:
+        if node.op == "cumsum" and node.outputs[0].type.dtype in SMALL:
             lows = [_step_by_step(node, operands[0].low)]
+        if node.op == "scatter-add" and node.outputs[0].type.dtype in SMALL:
+            lows = [scattered(node, [p.low for p in operands])]
         if all(p.same for p in operands):
             # one computation serves both, but for the rounding
             wides = exact

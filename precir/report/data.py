@@ -59,6 +59,7 @@ class TensorRow:
       bytes: of data and scale, once, however often it is made.
       phase, scope, where: as in `ProductRow`.
       times: how often it is made in one call, None if that depends on the data.
+      holds: what numbers it may hold, as "[0, 1]" or "[-8, 8] or nan"; "" if nothing is known.
     """
 
     name: str
@@ -70,6 +71,23 @@ class TensorRow:
     scope: str
     where: str
     times: int | None
+    holds: str
+
+
+@dataclass(frozen=True)
+class KeptRow:
+    """One value that did not get the format that the recipe asks for.
+
+    Attributes:
+      op, phase, scope, where: as in `ProductRow`.
+      reason: what is known of it that rules the format out.
+    """
+
+    op: str
+    phase: str
+    scope: str
+    where: str
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -98,6 +116,7 @@ class Report:
       residuals: those that forward nodes make and backward nodes read, largest first. Arguments
         and constants are not among them; a loop's are counted as the loop stacks them.
       arguments: the program's inputs, by format.
+      kept: values that stayed wide for what is known of them, in program order.
     """
 
     name: str
@@ -108,6 +127,7 @@ class Report:
     tensors: tuple[TensorRow, ...]
     residuals: tuple[TensorRow, ...]
     arguments: tuple[FormatSum, ...]
+    kept: tuple[KeptRow, ...] = ()
 
     @staticmethod
     def of(program: Program) -> Report:
@@ -179,6 +199,7 @@ class Report:
             tensors=tuple(_rows(TensorRow, data, "tensors", where)),
             residuals=tuple(_rows(TensorRow, data, "residuals", where)),
             arguments=tuple(_rows(FormatSum, data, "arguments", where)),
+            kept=tuple(_rows(KeptRow, data, "kept", where)),
         )
 
     def __str__(self) -> str:

@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from precir.domains.fact import UNKNOWN, Fact, top
 from precir.ir import BACKWARD, FORWARD, Graph, Node, Value
 from precir.ops import Keeps, op_named
 from precir.passes.assign import Assignment, Product
+from precir.passes.facts import Facts
 from precir.recipe import KEEP, TRUE, Recipe
-from precir.report.data import ProductRow, Report, TensorRow, by_format
+from precir.report.data import KeptRow, ProductRow, Report, TensorRow, by_format
 from precir.report.units import format_name, shape_text, type_bytes
 
 if TYPE_CHECKING:
@@ -23,17 +25,25 @@ _OTHER_PRODUCTS = ("ragged_dot", "ragged_dot_general", "scaled_matmul")
 
 def gather(program: Program) -> Report:
     """The report on a program."""
-    final = program.graph
+    final, facts = program.graph, program.facts
     return Report(
         name=program.signature.name,
         place=_place(program.source),
         recipe=program.recipe.name,
         numbers=recipe_in_words(program.recipe),
         products=tuple(_products(program)),
-        tensors=_largest_first(_tensor(v, times) for v, times in _made(final)),
-        residuals=_largest_first(_tensor(v, times) for v, times in _residuals(final, 1)),
+        tensors=_largest_first(_tensor(v, times, facts) for v, times in _made(final)),
+        residuals=_largest_first(_tensor(v, times, facts) for v, times in _residuals(final, 1)),
         arguments=by_format((format_name(v.type.dtype), type_bytes(v.type)) for v in final.inputs),
+        kept=tuple(_kept(program)),
     )
+
+
+def _kept(program: Program) -> Iterator[KeptRow]:
+    for value, reason in program.assignment.kept.items():
+        node = value.node
+        if node is not None:
+            yield KeptRow(node.op, node.phase, node.scope, _where(node), reason)
 
 
 def recipe_in_words(recipe: Recipe) -> str:
@@ -160,7 +170,7 @@ def _made(graph: Graph) -> Iterator[tuple[Value, int | None]]:
             yield value, times
 
 
-def _tensor(value: Value, times: int | None) -> TensorRow:
+def _tensor(value: Value, times: int | None, facts: Facts) -> TensorRow:
     node = value.node
     assert node is not None
     return TensorRow(
@@ -173,7 +183,15 @@ def _tensor(value: Value, times: int | None) -> TensorRow:
         scope=node.scope,
         where=_where(node),
         times=times,
+        holds=_holds(facts[value], value.type.dtype),
     )
+
+
+def _holds(fact: Fact, dtype: str) -> str:
+    """Nothing where it may hold all that its dtype does."""
+    whole = top(dtype)
+    everything = fact.lo <= whole.lo and fact.hi >= whole.hi and not whole.flags & ~fact.flags
+    return "" if everything or fact.basis == UNKNOWN else str(fact)
 
 
 def _largest_first(rows: Iterator[TensorRow]) -> tuple[TensorRow, ...]:

@@ -21,6 +21,7 @@ def plain(report: Report) -> str:
         _titled("Formats of the residuals", _sums(report.residual_formats)),
         _titled("Products in program order", _products(report)),
         *_wide(report),
+        _titled("Kept wide for what they hold", _kept(report)),
         _titled("Residuals, largest first", _tensors(report.residuals)),
         _titled("Tensors, largest first", _tensors(report.tensors)),
     ]
@@ -74,13 +75,18 @@ def _wide(report: Report) -> Iterable[str]:
 
 
 def _tensors(tensors: Iterable[TensorRow]) -> list[str]:
-    head = ("bytes", "format", "shape", "name", "phase", "scope", "where", "times")
+    head = ("bytes", "format", "shape", "name", "phase", "scope", "where", "times", "holds")
     return table(head, [_cells(t) for t in tensors], right=(0, 7))
+
+
+def _kept(report: Report) -> list[str]:
+    rows = [(k.op, k.phase, k.scope, k.where, k.reason) for k in report.kept]
+    return table(("made by", "phase", "scope", "where", "reason"), rows)
 
 
 def _cells(t: TensorRow) -> Cells:
     times = times_text(t.times)
-    return f"{t.bytes}", t.format, t.shape, t.name, t.phase, t.scope, t.where, times
+    return f"{t.bytes}", t.format, t.shape, t.name, t.phase, t.scope, t.where, times, t.holds
 
 
 def table(head: Cells, rows: Sequence[Cells], right: tuple[int, ...] = ()) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -41,6 +42,9 @@ def screen(report: Report, width: int) -> Iterator[RenderableType]:
     if report.low and report.wide:
         yield from _section("Not in FP8", "and why")
         yield _wide(report)
+    if report.kept:
+        yield from _section("Kept wide", "for what they hold")
+        yield _kept(report)
     if report.residuals:
         yield from _section("Residuals", "made by the forward program, kept for the backward one")
         yield _sums(report.residual_formats)
@@ -158,21 +162,32 @@ def _wide(report: Report) -> Table:
 def _tensors(tensors: Sequence[TensorRow], roomy: bool) -> Iterator[RenderableType]:
     def alike(t: TensorRow) -> tuple[object, ...]:
         phase = t.phase if roomy else ""
-        return t.name, t.op, t.shape, t.format, t.bytes, phase, t.where, t.times
+        return t.name, t.op, t.shape, t.format, t.bytes, phase, t.where, t.times, t.holds
 
     grouped = group(tensors, lambda t: t.scope, alike)
     grouped.sort(key=lambda g: -g.row.bytes * g.count)
-    columns = ("made by", "phase", "scope", "where", "") if roomy else ("made by", "place", "")
+    columns = ("made by", "place", "")
+    if roomy:
+        columns = ("made by", "phase", "scope", "where", "holds", "")
     table = _table("size", "format", "shape", *columns)
     table.columns[0].justify = "right"
     for g in grouped[:ROWS]:
         row, scope = g.row, _scope(g.scope, roomy)
         where = Text(row.where, "dim")
-        place = (row.phase, scope, where) if roomy else (scope or where,)
+        holds = Text(row.holds, "dim")
+        place = (row.phase, scope, where, holds) if roomy else (scope or where,)
         size, count = bytes_text(row.bytes * g.count), _count(g, row.times)
         table.add_row(size, _format(row.format), row.shape, row.name, *place, count)
     yield table
     yield from _rest(sum(g.count for g in grouped[ROWS:]))
+
+
+def _kept(report: Report) -> Table:
+    table = _table("made by", "where", "reason", "")
+    counts = Counter((k.op, k.where, k.reason) for k in report.kept)
+    for (op, where, reason), count in list(counts.items())[:ROWS]:
+        table.add_row(op, Text(where, "dim"), reason, f"×{count}" if count > 1 else "")
+    return table
 
 
 def _table(*columns: str) -> Table:
