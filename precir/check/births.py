@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from precir.check.blame import DEEP, Blame, Root, deviation, ran, written
+from precir.check.blame import DEEP, Blame, Root, deviation, has_body, ran, written
 from precir.check.evaluate import NotEvaluated, evaluate
 from precir.check.losses import loss
 from precir.check.shadow import Pair, Run
@@ -78,11 +78,16 @@ def born(
     if node is None:
         yield from _outside(run, value, what, output, seen)
         return
-    if node.regions:
+    if has_body(node):
         for region in ran(run, node):
             inner = region.outputs[value.index]
-            if isinstance(inner, Value) and has(run.env.get(inner), what):
-                yield from born(run, inner, what, output, seen)
+            if not isinstance(inner, Value):
+                continue
+            # what is NaN after the last turn may have been an infinity in the one that was kept
+            for kept in (what, "inf"):
+                if has(run.env.get(inner), kept):
+                    yield from born(run, inner, kept, output, seen)
+                    break
         return
     pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))]
     sources = [o for o, p in zip(node.inputs, pairs, strict=True) if has(p, what)]

@@ -54,6 +54,11 @@ def written(operand: Operand) -> Literal | None:
     return None
 
 
+def has_body(node: Node) -> bool:
+    """Whether it runs a program of its own; a scatter's says only how two elements combine."""
+    return bool(node.regions) and not node.op.startswith("scatter")
+
+
 def ran(run: Run, node: Node) -> list[Graph]:
     regions = node.regions[1:] if node.op == "while" else node.regions
     return [r for r in regions if any(o in run.env for o in r.outputs if isinstance(o, Value))]

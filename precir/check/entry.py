@@ -190,9 +190,41 @@ def _state(graph: Graph) -> list[tuple[int, int]]:
     for j, result in enumerate(graph.outputs):
         if isinstance(result, Value) and result.node is not None:
             pairs += [
-                (inputs[v], j) for v in _moved_from(result) if v in inputs and _like(v, result)
+                (inputs[v], j)
+                for v in _moved_from(result)
+                if v in inputs and _like(v, result) and not _corrects(result, v)
             ]
     return pairs
+
+
+def _corrects(result: Value, given: Value) -> bool:
+    """Whether what is added to an input is made of that input alone: y + log1p(-exp(-y)) loses no
+    step of anything when the second term is negligible.
+    """
+    node = result.node
+    if node is None or node.op not in ("add", "sub") or given not in node.inputs:
+        return False
+    for operand in node.inputs:
+        made = operand.node if isinstance(operand, Value) else None
+        if (
+            made is not None
+            and made.op == "mul"
+            and any(isinstance(o, Literal) for o in made.inputs)
+        ):
+            return False  # a step of a given size
+    leaves: set[Value] = set()
+    pending = [o for o in node.inputs if isinstance(o, Value) and o is not given]
+    seen: set[int] = set()
+    while pending:
+        value = pending.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if value.node is None:
+            leaves.add(value)
+        else:
+            pending += [o for o in value.node.inputs if isinstance(o, Value)]
+    return leaves == {given}
 
 
 def _moved_from(result: Value, depth: int = 12) -> Iterator[Value]:

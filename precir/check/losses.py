@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from precir.check.blame import DEEP, Blame, Root, deviation, ran, written
+from precir.check.blame import DEEP, Blame, Root, deviation, has_body, ran, written
 from precir.check.evaluate import NotEvaluated, evaluate
 from precir.check.shadow import Pair, Run, literal_array
 from precir.formats import FORMATS
@@ -45,7 +45,7 @@ def loss(
                 return Root("wrong", None, "input", operand, path)
             operand, pair = follow
             continue
-        if node.regions:
+        if has_body(node):
             inner = [r.outputs[operand.index] for r in ran(run, node)]
             follow = _worst(run, inner, path)
             if follow is None or node in path:
