@@ -67,7 +67,7 @@ def rounded(function: Callable[[float], int]) -> Rule:
         a = facts[0]
         if a.lo > a.hi or not is_float(node.outputs[0].type.dtype):
             return a
-        used = away if "AWAY" in str(node.params.get("rounding_method")) else function
+        used = away if node.params.get("rounding_method") == 0 else function
         lo = float(used(a.lo)) if math.isfinite(a.lo) else a.lo
         hi = float(used(a.hi)) if math.isfinite(a.hi) else a.hi
         flags = a.flags | (ZERO if lo <= 0 <= hi else 0)
