@@ -87,7 +87,7 @@ def unit_inputs(graph: Graph, examples: list[Any]) -> list[Fact | None]:
     for value, example in zip(graph.inputs, examples, strict=True):
         label = value.hint.lower()
         if value.type.dtype in FORMATS:
-            facts.append(interval(0, 1) if "nu" in label.split(".") or ".nu" in label else interval(-1, 1))
+            facts.append(interval(0 if ".nu" in label else -1, 1))
         elif value.type.dtype == "bool" or value.type.dtype.startswith("key"):
             facts.append(None)
         else:

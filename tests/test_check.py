@@ -133,10 +133,11 @@ def test_a_comment_silences_a_finding() -> None:
     def another(x: jax.Array) -> jax.Array:
         return jnp.exp(x)  # precir: ignore[invalid]
 
-    hot = (precir.Range(0, 20),)
-    assert [len(precir.check(f, shape(4), ranges=hot)) for f in (all_kinds, this_kind, another)] == [
-        0, 0, 1,
-    ]  # fmt: skip
+    counts = [
+        len(precir.check(f, shape(4), ranges=(precir.Range(0, 20),)))
+        for f in (all_kinds, this_kind, another)
+    ]
+    assert counts == [0, 0, 1]
 
 
 def test_float32_finds_what_is_wrong_in_any_format() -> None:

@@ -13,7 +13,7 @@ from jax.typing import DTypeLike
 from precir.check.arguments import Ranges, abstract, fact_of, leaves_of
 from precir.check.blame import Blame, Root
 from precir.check.fills import Leaf
-from precir.check.hazard import Hazard
+from precir.check.hazard import Hazard, Step
 from precir.check.literals import true_literals
 from precir.check.relabel import relabel
 from precir.check.search import TOLERANCE, Search, Witnessed, search
@@ -79,6 +79,7 @@ class Checked:
     leaves: Sequence[Leaf]
     true: Mapping[tuple[int, int], float]
     format: Format
+    results: Sequence[str]
     native: bool
     """Whether JAX traced it in the format; else a float32 trace was taken for it."""
 
@@ -96,7 +97,7 @@ class Checked:
             if severity == "error":
                 witness = real.confirms(w) if real is not None else None
                 severity = "error" if witness is not None else "warning"
-            made.append(self._hazard(w.blame, severity, witness))
+            made.append(self._hazard(w.blame, severity, witness, self._then(w)))
         for node, symptom in _unreached(self.graph, self.facts, chosen, found):
             made.append(self._static(node, symptom, "note" if found.complete else "warning"))
         order = {"error": 0, "warning": 1, "note": 2}
@@ -113,7 +114,16 @@ class Checked:
             return "note"
         return "error"
 
-    def _hazard(self, blame: Blame, severity: str, witness: Any) -> Hazard:
+    def _then(self, w: Witnessed) -> tuple[Step, ...]:
+        """What it does to the results."""
+        name = self.results[w.blame.output]
+        if w.shows:
+            return (Step(f"{name} is {w.shows}"),)
+        return (Step(f"{name} stands still" if w.blame.symptom == "stuck" else f"{name} is wrong"),)
+
+    def _hazard(
+        self, blame: Blame, severity: str, witness: Any, then: tuple[Step, ...] = ()
+    ) -> Hazard:
         where = _where(blame.birth)
         paths = self._paths()
         return Hazard(
@@ -131,6 +141,7 @@ class Checked:
             mend=mend(blame, self.format),
             format=self.format.name,
             because=because(blame, self.facts, paths),
+            then=then,
             witness=witness,
         )
 
@@ -164,7 +175,26 @@ def _trace(
             wide = None
     example = any(x.value is not None for x in leaves)
     facts = infer_facts(graph, [fact_of(x, example) for x in leaves])
-    return Checked(graph, facts, leaves, true_literals(graph, wide), format, native)
+    results = _result_names(fn, leaves, structure, graph)
+    return Checked(graph, facts, leaves, true_literals(graph, wide), format, results, native)
+
+
+def _result_names(
+    fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, graph: Graph
+) -> list[str]:
+    """What to call each result: "the result", "result[0]['w']"."""
+    args, kwargs = jax.tree.unflatten(
+        structure, [abstract(x, _target(x, "float32")) for x in leaves]
+    )
+    try:
+        with np.errstate(all="ignore"):
+            shapes = jax.eval_shape(fn, *args, **kwargs)
+        paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
+    except Exception:  # a function that only takes this format
+        paths = []
+    if len(paths) != len(graph.outputs):
+        return [f"result {i}" for i in range(len(graph.outputs))]
+    return [f"result{jax.tree_util.keystr(p)}" if p else "the result" for p in paths]
 
 
 def _lowered(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, dtype: str) -> Graph:

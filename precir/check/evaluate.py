@@ -61,9 +61,13 @@ def _scatter(node: Node, xs: Sequence[Array]) -> Array:
 def scattered(node: Node, xs: Sequence[Array]) -> Array:
     """A scattered sum as its dtype has it, rounded at every addition."""
     p = node.params
-    operands = [jax.numpy.asarray(x, o.type.dtype) for x, o in zip(xs, node.inputs, strict=True)]
+    a, indices, updates = (
+        jax.numpy.asarray(x, o.type.dtype) for x, o in zip(xs, node.inputs, strict=True)
+    )
     result = jax.lax.scatter_add(
-        *operands,
+        a,
+        indices,
+        updates,
         p["dimension_numbers"],
         indices_are_sorted=p["indices_are_sorted"],
         unique_indices=p["unique_indices"],

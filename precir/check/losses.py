@@ -150,6 +150,10 @@ def _at(run: Run, node: Node, index: int, pair: Pair, among: Array | None) -> Ro
         return bound
     if not moved or (np.isfinite(here) and here >= 0.5 * there):
         return Root(_rounding(node, pairs, low, exact), node, node.op, node.outputs[index])
+    if node.op in ("add", "max"):
+        for i in moved:  # an eps that vanished, beside what it was to keep from zero
+            if written(node.inputs[i]) is not None and not np.asarray(pairs[i].low).any():
+                return i
     if len(moved) == 1:
         return moved[0]
     return max(moved, key=lambda i: _effect(node, index, pairs, i, wide, among))

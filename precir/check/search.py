@@ -35,6 +35,7 @@ class Witnessed:
     blame: Blame
     fill: Fill
     up_to: Array = None  # the shadow's result, for a comparison with a real run
+    shows: str = ""  # what the result holds: "nan", "inf", "0"; nothing for one that is only wrong
 
 
 @dataclass
@@ -58,8 +59,19 @@ class Search:
     def add(self, blame: Blame, fill: Fill, outs: Sequence[Pair]) -> None:
         key = (id(blame.birth), blame.symptom, blame.root.kind)
         if key not in self.found:
-            wide = np.asarray(outs[blame.output].wide)
-            self.found[key] = Witnessed(blame, fill, wide)
+            pair = outs[blame.output]
+            self.found[key] = Witnessed(blame, fill, np.asarray(pair.wide), _shows(pair))
+
+
+def _shows(pair: Pair) -> str:
+    low = np.asarray(pair.low)
+    if low.dtype.kind != "f":
+        return ""
+    if np.isnan(low).any():
+        return "NaN"
+    if np.isinf(low).any():
+        return "inf"
+    return "0" if low.size and not low.any() else ""
 
 
 def search(

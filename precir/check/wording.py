@@ -23,6 +23,12 @@ NOUNS: Final = {
     "tanh": "a tanh", "cosh": "a cosh", "sinh": "a sinh", "scatter-add": "a scattered sum",
     "reduce_max": "a maximum", "max": "a maximum", "min": "a minimum", "atanh": "an atanh",
     "asin": "an asin", "acos": "an acos", "sin": "a sine", "cos": "a cosine", "iota": "an index",
+    "select_n": "a choice", "gather": "a gathered row", "concatenate": "a concatenation",
+    "add_any": "a sum", "neg": "a negation", "abs": "a magnitude", "erf": "an erf",
+    "reduce_min": "a minimum", "scan": "a loop's result", "while": "a loop's result",
+    "cond": "a branch's result", "custom_jvp_call": "a function", "custom_vjp_call": "a function",
+    "remat": "a block", "sort": "a sorted array", "argmax": "an index", "cumprod": "a cumulative "
+    "product", "clamp": "a clipped value", "sign": "a sign", "floor": "a floor",
 }  # fmt: skip
 
 
@@ -32,12 +38,30 @@ BASES: Final = {
 }  # fmt: skip
 
 
+SHOWS: Final = frozenset((
+    "reshape", "broadcast_in_dim", "transpose", "squeeze", "expand_dims", "stop_gradient", "copy",
+    "convert_element_type", "slice", "optimization_barrier",
+))  # fmt: skip
+
+
 def noun(op: str) -> str:
     return NOUNS.get(op, op)
 
 
+def said(value: Value) -> str:
+    """What a value is: that which it only shows."""
+    for _ in range(8):
+        node = value.node
+        if node is None:
+            return "an argument"
+        if node.op not in SHOWS or not isinstance(node.inputs[0], Value):
+            break
+        value = node.inputs[0]
+    return f"{noun(node.op)}{_squared(node)}" if node is not None else "a value"
+
+
 def number(x: float) -> str:
-    return f"{x:.4g}"
+    return f"{x:.0f}" if abs(x) < 1e6 and x == int(x) else f"{x:.4g}"
 
 
 def span(f: Fact) -> str:
@@ -85,7 +109,7 @@ def _overflow(blame: Blame, facts: Facts, format: Format) -> str:
     upto = limit
     if exact and not exact[0].empty:
         upto = f"up to {number(exact[0].magnitude)}, {limit}"
-    return f"{noun(blame.birth.op)}{_squared(blame.birth)} leaves {format.name} ({upto})"
+    return f"{said(blame.birth.outputs[0])} leaves {format.name} ({upto})"
 
 
 def _special(format: Format) -> str:
@@ -197,7 +221,7 @@ def because(blame: Blame, facts: Facts, paths: dict[Value, str]) -> tuple[Step, 
     elif root.node is not None and root.node is not blame.birth:
         f, where = facts[root.node.outputs[0]], root.node.source.where
         file, line = (where.file, where.line) if where else ("", 0)
-        steps.append(Step(f"{noun(root.node.op)} in {span(f)}", file, line))
+        steps.append(Step(f"{said(root.node.outputs[0])} in {span(f)}", file, line))
     operands = [o for o in blame.birth.inputs if isinstance(o, Value)]
     for operand in operands[:2]:
         step = Step(_known(operand, facts, paths))
@@ -217,7 +241,7 @@ def _known(value: Value, facts: Facts, paths: dict[Value, str]) -> str:
         if f.basis == Basis.UNKNOWN:
             return f"{paths[value]} is unknown{elements}"
         return f"{paths[value]} in {span(f)} ({basis}){elements}"
-    name = noun(value.node.op) if value.node is not None else "a value"
+    name = said(value)
     special = "" if f.finite else f", may be {_kinds(f)}"
     rests = "proved" if f.basis == Basis.PROVED else f"proved from what is {basis}"
     return f"{name} in {span(f)} ({rests}){special}{elements}"

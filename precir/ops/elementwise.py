@@ -80,7 +80,9 @@ OPS: tuple[Op, ...] = (
     unary("sign", FOLLOW, pointwise.sign),
     unary("floor", FOLLOW, pointwise.rounded(math.floor)),
     unary("ceil", FOLLOW, pointwise.rounded(math.ceil)),
-    Op("round", FOLLOW, pointwise.rounded(pointwise.nearest), call("lax.round", positional=("rounding_method",))),
+    Op("round", FOLLOW, pointwise.rounded(pointwise.nearest), call(
+        "lax.round", positional=("rounding_method",),
+    )),
     Op("clamp", FOLLOW, pointwise.clamp, call("lax.clamp")),
     unary("square", FOLLOW, arithmetic.square),
     unary("one_minus_square", FOLLOW, arithmetic.one_minus_square),
@@ -145,7 +147,9 @@ OPS: tuple[Op, ...] = (
     unary("clz", OWN, pointwise.bit_count),
     # types
     Op("convert_element_type", OWN, pointwise.convert, _convert),
-    Op("bitcast_convert_type", OWN, pointwise.bitcast, call("lax.bitcast_convert_type", positional=("new_dtype",))),
+    Op("bitcast_convert_type", OWN, pointwise.bitcast, call(
+        "lax.bitcast_convert_type", positional=("new_dtype",),
+    )),
     Op("reduce_precision", OWN, pointwise.reduce_precision, call(
         "lax.reduce_precision", keywords={"exponent_bits": REQUIRED, "mantissa_bits": REQUIRED},
     )),

@@ -166,7 +166,7 @@ def _tensors(tensors: Sequence[TensorRow], roomy: bool) -> Iterator[RenderableTy
 
     grouped = group(tensors, lambda t: t.scope, alike)
     grouped.sort(key=lambda g: -g.row.bytes * g.count)
-    columns = ("made by", "place", "")
+    columns: tuple[str, ...] = ("made by", "place", "")
     if roomy:
         columns = ("made by", "phase", "scope", "where", "holds", "")
     table = _table("size", "format", "shape", *columns)
