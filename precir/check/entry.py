@@ -26,7 +26,8 @@ from precir.lower import lower_jaxpr
 from precir.passes.facts import Facts, infer_facts
 from precir.source import Where
 
-LARGE = 1500  # nodes: a program past this is not run for a witness
+LARGE = 1500  # nodes: a program past this is not run for a witness unless asked to
+SECONDS = 4.0
 
 
 def check(
@@ -35,7 +36,7 @@ def check(
     format: DTypeLike | Format = "float16",
     ranges: Ranges = None,
     notes: bool = False,
-    seconds: float = 4.0,
+    seconds: float | None = None,
     **kwargs: Any,
 ) -> list[Hazard]:
     """What goes wrong in `fn` where its floating-point arguments are of a format.
@@ -50,7 +51,8 @@ def check(
         integers and booleans. Without `ranges`, floats are as in the example where `args` are
         arrays, and unknown where they are shapes.
       notes: whether to list notes too: what is born and killed, or hangs on something unknown.
-      seconds: how long to look for a witness.
+      seconds: how long to look for a witness; by default 4, and 0 for a program of more than 1500
+        operations, of which only what the facts allow is told, as warnings.
 
     Returns:
       `Hazard`s, errors first, each cause once.
@@ -63,8 +65,8 @@ def check(
     target = format_of(format)
     fn = getattr(fn, "_fn", fn)
     leaves, structure = leaves_of(args, kwargs, ranges, target)
-    program = _trace(fn, leaves, structure, target)
-    found = program.search(seconds)
+    program = _trace(fn, leaves, structure, target, seconds)
+    found = program.search()
     hazards = program.hazards(found, fn, structure)
     hazards = [h for h in hazards if not suppressed(h)]
     return [h for h in hazards if notes or h.severity != "note"]
@@ -82,12 +84,16 @@ class Checked:
     results: Sequence[str]
     native: bool
     """Whether JAX traced it in the format; else a float32 trace was taken for it."""
+    seconds: float
+    """For the search."""
 
-    def search(self, seconds: float) -> Search:
-        return search(self.graph, self.leaves, self.true, _state(self.graph), seconds)
+    def search(self) -> Search:
+        if not self.seconds:
+            return Search()
+        return search(self.graph, self.leaves, self.true, _state(self.graph), self.seconds)
 
     def hazards(self, found: Search, fn: Callable[..., Any], structure: Any) -> list[Hazard]:
-        real = _Real(fn, structure, self) if len(self.graph) <= LARGE and self.native else None
+        real = _Real(fn, structure, self) if self.native else None
         place = {id(node): i for i, node in enumerate(self.graph.walk())}
         chosen = _one_per_cause(found.found.values(), place)
         made = []
@@ -157,47 +163,46 @@ class Checked:
 
 
 def _trace(
-    fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, format: Format
+    fn: Callable[..., Any],
+    leaves: Sequence[Leaf],
+    structure: Any,
+    format: Format,
+    seconds: float | None,
 ) -> Checked:
     native = True
     wide = None
     try:
-        graph = _lowered(fn, leaves, structure, format.name)
+        graph, results = _lowered(fn, leaves, structure, format.name)
     except TypeError:
         if format.bits > 8:
             raise
         native = False
-        graph = relabel(_lowered(fn, leaves, structure, "float32"), format.name)
-    if format.name not in ("float32", "float64"):
+        graph, results = _lowered(fn, leaves, structure, "float32")
+        graph = relabel(graph, format.name)
+    if seconds is None:
+        seconds = SECONDS if len(graph) <= LARGE else 0.0
+    if seconds and format.name not in ("float32", "float64"):
         try:
-            wide = _lowered(fn, leaves, structure, "float32")
+            wide, _ = _lowered(fn, leaves, structure, "float32")
         except TypeError:
             wide = None
     example = any(x.value is not None for x in leaves)
     facts = infer_facts(graph, [fact_of(x, example) for x in leaves])
-    results = _result_names(fn, leaves, structure, graph)
-    return Checked(graph, facts, leaves, true_literals(graph, wide), format, results, native)
-
-
-def _result_names(
-    fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, graph: Graph
-) -> list[str]:
-    """What to call each result: "the result", "result[0]['w']"."""
-    args, kwargs = jax.tree.unflatten(
-        structure, [abstract(x, _target(x, "float32")) for x in leaves]
+    return Checked(
+        graph, facts, leaves, true_literals(graph, wide), format, results, native, seconds
     )
-    try:
-        with np.errstate(all="ignore"):
-            shapes = jax.eval_shape(fn, *args, **kwargs)
-        paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
-    except Exception:  # a function that only takes this format
-        paths = []
-    if len(paths) != len(graph.outputs):
-        return [f"result {i}" for i in range(len(graph.outputs))]
+
+
+def _result_names(shapes: Any) -> list[str]:
+    """What to call each result: "the result", "result[0]['w']"."""
+    paths = [p for p, _ in jax.tree_util.tree_flatten_with_path(shapes)[0]]
     return [f"result{jax.tree_util.keystr(p)}" if p else "the result" for p in paths]
 
 
-def _lowered(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, dtype: str) -> Graph:
+def _lowered(
+    fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, dtype: str
+) -> tuple[Graph, list[str]]:
+    """The program at that dtype, and names of its results."""
     args, kwargs = jax.tree.unflatten(structure, [abstract(x, _target(x, dtype)) for x in leaves])
     with np.errstate(all="ignore"):  # constants that the format cannot hold are findings
         traced = jax.jit(fn).trace(*args, **kwargs)
@@ -205,7 +210,7 @@ def _lowered(fn: Callable[..., Any], leaves: Sequence[Leaf], structure: Any, dty
     graph, captured = lower_jaxpr(traced.jaxpr, name=name, labels=[x.path for x in leaves])
     if captured:
         raise TypeError(f"{name} closes over values of an outer trace")
-    return graph
+    return graph, _result_names(traced.out_info)
 
 
 def _target(leaf: Leaf, dtype: str) -> str:

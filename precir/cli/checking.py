@@ -90,7 +90,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", choices=("text", "json", "sarif"), default="text")
     parser.add_argument("--exit-zero", action="store_true", help="exit with 0 whatever is found")
     parser.add_argument(
-        "--seconds", type=_seconds, default=4.0, metavar="S", help="to look for a witness (4)"
+        "--seconds", type=_seconds, metavar="S", help="to look for a witness (4, or 0 if large)"
     )
     parser.set_defaults(run=run)
 
@@ -191,7 +191,7 @@ def _findings(target: Target, call: Call, format: str, options: argparse.Namespa
     return Findings(options.target, format, shown, len(hazards) - len(shown), silent, wrong)
 
 
-def _checked(target: Target, call: Call, format: str, seconds: float) -> list[Hazard]:
+def _checked(target: Target, call: Call, format: str, seconds: float | None) -> list[Hazard]:
     asked: dict[str, Any] = {"format": format, "ranges": call.ranges, "notes": True}
     try:
         return check(call.function, *call.args, **asked, seconds=seconds, **call.kwargs)
