@@ -27,6 +27,7 @@ from precir.domains.kinds import SPECIAL
 from precir.ir import Graph, Literal, Node, Operand, Value
 from precir.ops import op_named
 from precir.ops.facts.guards import DEPTH, ELEMENTWISE
+from precir.ops.facts.spreading import Spreads
 
 MODEST = 1e3  # a bound as small as this does not hang on unknown inputs any more
 
@@ -158,6 +159,7 @@ class Inference:
         env: dict[Value, Fact] = dict(zip(graph.inputs, inputs, strict=True))
         self._env, self._recording = env, recording
         keep = recording and self.keep_exact
+        spreads = Spreads(self)
         for node in graph.nodes:
             if node.op == "constant":
                 env[node.outputs[0]] = self._constant(graph, node)
@@ -168,6 +170,8 @@ class Inference:
             ]
             answer = op_named(node.op).fact(node, facts, self)
             results: Sequence[Fact] = (answer,) if isinstance(answer, Fact) else answer
+            if len(results) == 1:
+                results = (spreads.after(node, facts, results[0]),)
             changed = False
             basis = max([f.basis for f in facts]) if facts else PROVED
             for out, f in zip(node.outputs, results, strict=True):

@@ -34,6 +34,11 @@ def at_least(y: Value, ctx: Context, depth: int = 4) -> Iterator[Value]:
         for part, other in (node.inputs, node.inputs[::-1]):
             if isinstance(part, Value) and (node.op == "max" or ctx.of(other).lo >= 0):
                 yield from at_least(part, ctx, depth - 1)
+    elif node.op == "select_n":
+        which = ctx.of(node.inputs[0])
+        chosen = node.inputs[1 + int(which.lo)] if which.point else None
+        if isinstance(chosen, Value) and chosen.type.shape == y.type.shape:
+            yield from at_least(chosen, ctx, depth - 1)
     elif node.op in (
         "broadcast_in_dim",
         "convert_element_type",
@@ -62,7 +67,7 @@ def normalised(x: Value, under: Value, a: Fact, ctx: Context) -> float | None:
     """A bound of |x| / sqrt(under), where `under` is not below a mean or sum of x's squares."""
     for part in at_least(under, ctx):
         count = 1.0
-        mean = _divided(part)
+        mean = divided(part, ctx)
         if mean is not None:
             part, count = mean
         found = reduction(part, "reduce_sum")
@@ -83,13 +88,15 @@ def found_count(found: Reduction) -> int:
     return math.prod(found.of.type.shape[i] for i in found.axes)
 
 
-def _divided(part: Value) -> tuple[Value, float] | None:
+def divided(part: Value, ctx: Context) -> tuple[Value, float] | None:
     """S and n of s / n or s * (1 / n)."""
     node = view(part, narrowing=True).root.node
     if node is None or node.op not in ("div", "mul"):
         return None
     for value, other in (node.inputs, node.inputs[::-1]):
         number = constant(other)
+        if number is None and ctx.of(other).point:
+            number = ctx.of(other).lo
         if number and isinstance(value, Value) and (node.op == "mul" or value is node.inputs[0]):
             shown = _reshown(part, node, value)
             return shown, (number if node.op == "div" else 1 / number)
@@ -148,7 +155,7 @@ def _fast_variance(x: Value, under: Value, part: Value, a: Fact, ctx: Context) -
     variance = view(part, narrowing=True).root.node
     if variance is None or variance.op != "sub" or not isinstance(variance.inputs[0], Value):
         return None
-    mean = _divided(variance.inputs[0])
+    mean = divided(variance.inputs[0], ctx)
     if mean is None:
         return None
     found = reduction(_reshown(part, variance, mean[0]), "reduce_sum")
