@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import site
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any
 
 from jax._src import source_info_util
@@ -79,7 +81,25 @@ NOWHERE = Source()
 @cache
 def is_library(code_file: str) -> bool:
     """Whether a file belongs to Python, to an installed package or to precir: not to the user."""
-    return os.path.realpath(code_file).startswith(_LIBRARIES) or code_file.startswith("<frozen")
+    path = os.path.realpath(code_file)
+    if path.startswith(tuple(_own)):
+        return False
+    return path.startswith(_LIBRARIES) or code_file.startswith("<frozen")
+
+
+_own: list[str] = []
+
+
+@contextmanager
+def own_code(package: ModuleType) -> Iterator[None]:
+    """Within it, an installed package's files count as the user's own: to look into a library."""
+    _own.extend(os.path.realpath(p) + os.sep for p in package.__path__)
+    is_library.cache_clear()
+    try:
+        yield
+    finally:
+        del _own[-len(package.__path__) :]
+        is_library.cache_clear()
 
 
 @cache
