@@ -41,6 +41,7 @@ import optax
 import optax.contrib
 import rich
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 import precir
@@ -80,10 +81,11 @@ class Optimizer:
 
     Attributes:
       make: the optimizer, given the function.
-      wants: "" (gradients alone), "value" (the loss too) or "function" (the function minimised,
-        a distance to a target, whose gradient is the gradient).
+      wants: "" (gradients alone), "value" (the loss too), "function" or "objective" (the function
+        minimised, a distance to a target, whose gradient is the gradient; under either name).
       noisy: whether it draws noise, which differs from format to format.
       batch: whether each gradient has a leading axis of examples.
+      vectors: whether it takes vectors, not matrices alone.
       about: what is not as usual.
     """
 
@@ -91,6 +93,7 @@ class Optimizer:
     wants: str = ""
     noisy: bool = False
     batch: bool = False
+    vectors: bool = True
     about: str = ""
 
 
@@ -220,7 +223,10 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "contrib.cocob": rate(1.0),
     "contrib.dadapt_adamw": rate(1.0),
     "contrib.differentially_private_aggregate": Optimizer(
-        lambda f: f(1.0, 0.1, key=jax.random.key(0)), noisy=True, batch=True, about="gradients of 4 examples"
+        lambda f: f(1.0, 0.1, key=jax.random.key(0)),
+        noisy=True,
+        batch=True,
+        about="gradients of 4 examples",
     ),
     "contrib.dog": rate(1.0),
     "contrib.dowg": rate(1.0),
@@ -229,7 +235,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     ),
     "contrib.galore": rate(1e-3, rank=2),
     "contrib.hutchinson_estimator_diag_hessian": Optimizer(
-        lambda f: f(), "function", about="the estimate is taken for the update"
+        lambda f: f(), "objective", about="the estimate is taken for the update"
     ),
     "contrib.madgrad": rate(1e-2),
     "contrib.mechanize": Optimizer(lambda f: f(optax.adam(1e-3)), about="of adam"),
@@ -250,7 +256,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "contrib.scale_by_galore": Optimizer(lambda f: f(rank=2), about="the bare transformation"),
     "contrib.scale_by_madgrad": rate(1e-2),
     "contrib.scale_by_muon": Optimizer(
-        lambda f: f(weight_dimension_numbers=matrices), about="the bare transformation"
+        lambda f: f(), vectors=False, about="the bare transformation, of matrices"
     ),
     "contrib.scale_by_simplified_ademamix": TRANSFORM,
     "contrib.schedule_free": Optimizer(lambda f: f(optax.sgd(1e-2), 1e-2), about="of sgd"),
@@ -261,17 +267,11 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     ),
     "contrib.schedule_free_sgd": rate(1e-2),
     "contrib.simplified_ademamix": rate(1e-3),
-    "contrib.sophia": Optimizer(lambda f: f(1e-3), "function"),
+    "contrib.sophia": Optimizer(lambda f: f(1e-3), "objective"),
     "contrib.split_real_and_imaginary": Optimizer(
         lambda f: f(optax.adam(1e-3)), about="of adam; no format has complex numbers"
     ),
 }
-
-
-def matrices(params: Any) -> Any:
-    """Muon's weights: no vectors."""
-    two = optax.contrib.MuonDimensionNumbers(0, 1)
-    return jax.tree.map(lambda x: two if x.ndim == 2 else None, params)
 
 
 def adam_at(inject: Callable[..., Any]) -> Any:
@@ -413,14 +413,18 @@ def optimizer_programs(name: str, fn: Callable[..., Any], spec: Optimizer) -> It
             return 0.5 * sum(jax.tree.leaves(squares))
 
         value, grads = jax.value_and_grad(distance)(params)
-        extra = {"value": value, "grad": grads, "value_fn": distance, "obj_fn": distance}
-        return moved(params, grads, **extra)
+        if spec.wants == "objective":
+            return moved(params, grads, obj_fn=distance)
+        return moved(params, grads, value=value, grad=grads, value_fn=distance)
 
-    grads = EXAMPLES if spec.batch else PARAMS
+    names = [k for k in PARAMS if spec.vectors or len(PARAMS[k].shape) > 1]
+    params = {k: PARAMS[k] for k in names}
+    grads = {k: EXAMPLES[k] for k in names} if spec.batch else params
     made: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
-        "": (moved, (PARAMS, grads)),
-        "value": (with_value, (PARAMS, grads, real(0, 10))),
-        "function": (with_function, (PARAMS, PARAMS)),
+        "": (moved, (params, grads)),
+        "value": (with_value, (params, grads, real(0, 10))),
+        "function": (with_function, (params, params)),
+        "objective": (with_function, (params, params)),
     }
     update, args = made[spec.wants]
     yield Program(name, "update", update, args, state=True, noisy=spec.noisy)
@@ -443,6 +447,7 @@ class Outcome:
     """A run in the format beside one in float32."""
 
     way: str
+    given: Any
     args: list[np.ndarray]
     low: list[np.ndarray]
     wide: list[np.ndarray]
@@ -469,13 +474,18 @@ class Outcome:
         return any(bool(wide.any()) and not low.any() for low, wide in pairs)
 
     @property
-    def stuck(self) -> bool:
-        """Whether a parameter stays as it is, most of it, where float32 moves it."""
+    def still(self) -> list[tuple[int, int]]:
+        """Of each array of parameters, how many stay as they are, of those that float32 moves."""
+        found = []
         for old, low, wide in zip(self.args, self.low, self.wide, strict=False):
             moves = np.abs(wide - old) > 1e-9 * np.abs(old)
-            if moves.any() and (moves & (low == old)).sum() >= 0.5 * moves.sum():
-                return True
-        return False
+            found.append((int((moves & (low == old)).sum()), int(moves.sum())))
+        return found
+
+    @property
+    def stuck(self) -> bool:
+        """Whether most of an array of parameters stays as it is."""
+        return any(moves and still >= 0.5 * moves for still, moves in self.still)
 
 
 def largest(x: np.ndarray) -> float:
@@ -528,6 +538,7 @@ class Runner:
             wide_out = jax.tree.leaves(self._jitted(*wide))
         return Outcome(
             way,
+            rounded,
             numbers(jax.tree.leaves(rounded[0])) if self.program.state else [],
             numbers(low_out),
             numbers(wide_out),
@@ -536,9 +547,7 @@ class Runner:
     def shows(self, o: Outcome, h: precir.Hazard) -> bool:
         """Whether a run shows what a finding says."""
         with np.errstate(all="ignore"):
-            if h.symptom == "stuck":
-                return o.stuck
-            if h.symptom == "zero" and o.vanished:
+            if (h.symptom == "stuck" and o.stuck) or (h.symptom == "zero" and o.vanished):
                 return True
             off = not self.program.noisy and o.off(BEYOND[self.format], self.usual)
             return o.broken or off
@@ -567,19 +576,42 @@ class Runner:
             for o in self.outcomes:
                 if o.broken and not told & {"nan", "inf"}:
                     wide = any(not np.isfinite(x).all() for x in o.wide)
-                    found.setdefault(
-                        "not finite in float32 either" if wide else "not finite", o.way
-                    )
-                if not o.ordinary:
-                    continue
-                if not told and not self.program.noisy and self._far(o):
+                    found.setdefault("not finite, in float32 too" if wide else "not finite", o.way)
+                if o.ordinary and not told and not self.program.noisy and self._far(o):
                     found.setdefault("wrong", o.way)
-                if o.way == "even" and o.stuck and not told & {"stuck", "wrong", "zero"}:
-                    found.setdefault("stuck", o.way)
+        if not told & {"stuck", "wrong", "zero"} and not self.program.noisy and self._still():
+            found["stuck"] = "even"
         return found
 
+    def _still(self) -> bool:
+        """Whether most of an array of parameters stays as it is, over all even fills."""
+        counts = np.array([o.still for o in self.outcomes if o.way == "even"]).reshape(-1, 2)
+        arrays = len(self.outcomes[0].still)
+        sums = counts.reshape(-1, max(arrays, 1), 2).sum(0)
+        return any(moves and still >= 0.6 * moves for still, moves in sums)
+
     def _far(self, o: Outcome) -> bool:
-        return o.off(2 * BEYOND[self.format], self.usual)
+        """Whether a result is far off, by more than arguments rounded otherwise would make it."""
+        if not o.off(2 * BEYOND[self.format], self.usual):
+            return False
+        rng = np.random.default_rng(0)
+        unit = float(jnp.finfo(DTYPES[self.format]).eps)
+
+        def nudged(x: np.ndarray) -> np.ndarray:
+            whole = not jnp.issubdtype(x.dtype, jnp.floating)
+            return x if whole else as_wide(x) * (1 + 2 * unit * rng.uniform(-1, 1, x.shape))
+
+        others = [np.zeros_like(x) for x in o.wide]
+        for _ in range(10):
+            args = cast(jax.tree.map(nudged, o.given), np.float32)
+            moved = numbers(jax.tree.leaves(self._jitted(*args)))
+            others = [
+                np.maximum(x, distance(a, b)) for x, a, b in zip(others, moved, o.wide, strict=True)
+            ]
+        least = [float(x.max(initial=0)) / BEYOND[self.format] for x in others]
+        return o.off(
+            2 * BEYOND[self.format], [max(*p) for p in zip(least, self.usual, strict=True)]
+        )
 
 
 def as_wide(x: jax.Array) -> np.ndarray:
@@ -631,6 +663,7 @@ class Report:
       rows: the findings.
       missed: (name, part, format, symptom, fill) of what no finding tells of.
       refused: (name, part, format, why) of what cannot be called in a format.
+      failed: the same of what can, where precir.check raises.
     """
 
     names: set[str] = field(default_factory=set)
@@ -638,6 +671,7 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     missed: list[tuple[str, ...]] = field(default_factory=list)
     refused: list[tuple[str, ...]] = field(default_factory=list)
+    failed: list[tuple[str, ...]] = field(default_factory=list)
 
     def add(self, program: Program, format: str) -> None:
         """Check one program in one format."""
@@ -649,7 +683,12 @@ class Report:
             why = str(error).splitlines()[0][:120]
             self.refused.append((program.name, program.part, format, why))
             return
-        findings = ask(program, format)
+        try:
+            findings = ask(program, format)
+        except Exception as error:  # the rest is still worth having
+            why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            self.failed.append((program.name, program.part, format, why))
+            return
         self.rows += [Row(program, h, runner.confirmation(h)) for h in findings]
         for symptom, way in runner.missed(findings).items():
             self.missed.append((program.name, program.part, format, symptom, way))
@@ -669,6 +708,7 @@ class Report:
             "false": len(self.false),
             "missed": len(self.missed),
             "cannot be called": len(self.refused),
+            "check raised": len(self.failed),
         }
 
 
@@ -690,7 +730,7 @@ def abouts() -> Iterator[tuple[str, str]]:
             wants = getattr(spec, "wants", "")
             said = [
                 *(["with the loss's value"] if wants == "value" else []),
-                *(["with the function it minimises"] if wants == "function" else []),
+                *(["with the function it minimises"] if wants in ("function", "objective") else []),
                 *(["noise: results are not compared"] if getattr(spec, "noisy", False) else []),
                 *([spec.about] if spec.about else []),
             ]
@@ -704,7 +744,11 @@ def show(report: Report) -> None:
         table.add_row(*row.cells, style=None if row.confirmed else "red")
     console = Console()
     Console(width=max(console.width, 160)).print(table)
-    for name, rows in (("missed", report.missed), ("cannot be called", report.refused)):
+    for name, rows in (
+        ("missed", report.missed),
+        ("cannot be called", report.refused),
+        ("check raised", report.failed),
+    ):
         for cells in rows:
             rich.print(f"{name}: {', '.join(cells)}".replace("[", r"\["))
     rich.print(report.totals)
@@ -739,6 +783,9 @@ def write(path: Path, report: Report) -> None:
         "## Cannot be called in the format",
         "",
         *markdown(("name", "part", "format", "why"), report.refused),
+        "## Where the check itself raised",
+        "",
+        *markdown(("name", "part", "format", "why"), report.failed),
         "## Nothing found",
         "",
         ", ".join(silent) + ".",
@@ -757,10 +804,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where the Markdown goes")
     options = parser.parse_args()
     report = Report()
-    for program in programs():
-        if options.only in program.name:
-            for format in options.formats:
-                report.add(program, format)
+    chosen = [p for p in programs() if options.only in p.name]
+    for program in track(chosen, "checking", console=Console(stderr=True)):
+        for format in options.formats:
+            report.add(program, format)
     show(report)
     whole_run = not options.only and len(options.formats) == len(FORMATS)
     output = options.output

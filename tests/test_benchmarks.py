@@ -71,3 +71,27 @@ def test_a_first_call_is_measured_phase_by_phase() -> None:
     assert set(plain["phases"]) == set(compile_time.PHASES) - {"precir", "retrace"}
     row = compile_time.make_row(case, "float32", [plain], [found])
     assert len(row) == len(compile_time.HEADINGS)
+
+
+def test_every_loss_optimizer_and_schedule_of_optax_has_an_entry() -> None:
+    pytest.importorskip("optax")
+    kinds = {program.part for program in benchmark("optax_check").programs()}
+    assert kinds == {"forward", "gradient", "update", "int32 step", "float step"}
+
+
+@pytest.mark.parametrize(
+    "name", ["cosine_similarity", "l2_loss", "sgd", "warmup_constant_schedule"]
+)
+def test_what_is_found_in_optax_is_confirmed_and_nothing_missed(name: str) -> None:
+    pytest.importorskip("optax")
+    optax_check = benchmark("optax_check")
+    report = optax_check.Report()
+    for program in optax_check.programs():
+        if program.name == name:
+            for format in optax_check.FORMATS:
+                report.add(program, format)
+    assert report.checks >= 2
+    assert [row.cells for row in report.false] == []
+    assert report.missed == []
+    assert all(row.place.startswith("optax/") for row in report.rows)
+    assert bool(report.rows) == (name == "cosine_similarity")
