@@ -10,7 +10,7 @@ import numpy as np
 from precir.check.blame import DEEP, Blame, Root, deviation, has_body, ran, written
 from precir.check.evaluate import NotEvaluated, evaluate
 from precir.check.losses import loss
-from precir.check.shadow import Pair, Run
+from precir.check.shadow import Pair, Run, numbers
 from precir.domains.fact import numbers_of
 from precir.domains.rounding import Grid
 from precir.formats import FORMATS
@@ -37,7 +37,7 @@ def specials(graph: Graph, run: Run, outs: Sequence[Pair]) -> Iterator[Blame]:
         if operand.type.dtype not in FORMATS:
             yield from _made_whole(run, operand, i)
             continue
-        low = np.asarray(pair.low)
+        low = numbers(pair.low)
         for what, there in (("nan", np.isnan(low).any()), ("inf", np.isinf(low).any())):
             if there:
                 yield from born(run, operand, what, i, set())
@@ -129,7 +129,7 @@ def _makes(run: Run, node: Node, index: int, pairs: Sequence[Pair], what: str) -
     low = np.asarray(run.env[node.outputs[index]].low)
     bad = np.isinf(low)
     for p in pairs:
-        x = np.asarray(p.low)
+        x = numbers(p.low)
         if x.dtype.kind == "f":
             if x.shape not in ((), low.shape):
                 return False
@@ -153,7 +153,7 @@ def _outside(
 def cause(run: Run, node: Node, index: int, pairs: Sequence[Pair]) -> Root:
     """Why a node's result is infinite or NaN though its operands are not."""
     out = run.env[node.outputs[index]]
-    low = np.asarray(out.low)
+    low = numbers(out.low)
     wide = np.broadcast_to(np.asarray(out.wide, np.float64), low.shape)
     exact = np.asarray(run.exact[node][index]) if node in run.exact else low
     bad = ~np.isfinite(low)
@@ -170,7 +170,7 @@ def cause(run: Run, node: Node, index: int, pairs: Sequence[Pair]) -> Root:
         return Root("overflow", node, node.op, None)
     grows = node.op in GROWS and np.isinf(low).any() and not any(has(p, "inf") for p in pairs)
     powers = node.op in ("pow", "integer_pow")
-    if grows and not (powers and (np.asarray(pairs[0].low) == 0).any()):
+    if grows and not (powers and (numbers(pairs[0].low) == 0).any()):
         return Root("overflow", node, node.op, None)
     # an operand that is an infinity of the format alone: a mask that was meant to be finite
     for operand, pair in zip(node.inputs, pairs, strict=True):
@@ -203,7 +203,7 @@ def _guilty(node: Node, index: int, pairs: Sequence[Pair], bad: Array) -> int | 
 def has(pair: Pair | None, what: str) -> bool:
     if pair is None:
         return False
-    low = np.asarray(pair.low)
+    low = numbers(pair.low)
     if low.dtype.kind != "f":
         return False
     return bool(np.isnan(low).any() if what == "nan" else np.isinf(low).any())
@@ -213,7 +213,7 @@ def lost_infinity(pair: Pair | None) -> bool:
     """Whether there is an inf that the shadow does not have."""
     if pair is None:
         return False
-    low = np.asarray(pair.low)
+    low = numbers(pair.low)
     if low.dtype.kind != "f":
         return False
     bad = np.isinf(low)

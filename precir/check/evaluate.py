@@ -33,7 +33,8 @@ def evaluate(node: Node, inputs: Sequence[Array]) -> list[Array]:
       NotEvaluated: the op has effects or sub-programs, or JAX refuses these operands.
     """
     rule = RULES.get(node.op)
-    if rule is not None:
+    keys = any(o.type.dtype.startswith("key") for o in (*node.inputs, *node.outputs))
+    if rule is not None and not keys:
         result = rule(node, inputs)
         if result is not None:
             return list(result) if isinstance(result, (tuple, list)) else [result]

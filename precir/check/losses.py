@@ -9,7 +9,7 @@ import numpy as np
 
 from precir.check.blame import DEEP, Blame, Root, deviation, has_body, ran, written
 from precir.check.evaluate import NotEvaluated, evaluate
-from precir.check.shadow import Pair, Run, literal_array
+from precir.check.shadow import Pair, Run, literal_array, numbers
 from precir.formats import FORMATS
 from precir.ir import Graph, Literal, Node, Operand, Value
 
@@ -136,7 +136,7 @@ def _at(run: Run, node: Node, index: int, pair: Pair, among: Array | None) -> Ro
         here = np.abs(low - exact)[worst] if off.size else 0.0
         there = off[worst] if off.size else 0.0
     pairs = [run.read(run.env, node, i) for i in range(len(node.inputs))]
-    moved = [i for i, p in enumerate(pairs) if not p.same and np.asarray(p.low).dtype.kind == "f"]
+    moved = [i for i, p in enumerate(pairs) if not p.same and numbers(p.low).dtype.kind == "f"]
     vanished = bool((among & (low == 0) & (exact != 0) & (wide != 0)).any())
     if vanished and node.op not in ("sub",):
         return Root("underflow", node, node.op, node.outputs[index])
@@ -152,7 +152,7 @@ def _at(run: Run, node: Node, index: int, pair: Pair, among: Array | None) -> Ro
         return Root(_rounding(node, pairs, low, exact), node, node.op, node.outputs[index])
     if node.op in ("add", "max"):
         for i in moved:  # an eps that vanished, beside what it was to keep from zero
-            if written(node.inputs[i]) is not None and not np.asarray(pairs[i].low).any():
+            if written(node.inputs[i]) is not None and not numbers(pairs[i].low).any():
                 return i
     if len(moved) == 1:
         return moved[0]
@@ -186,11 +186,11 @@ def _cancelled(node: Node, pairs: Sequence[Pair], low: Array, wide: Array) -> bo
         if not size or not error > 8 * epsilon * size:
             return False
         for p in pairs:
-            x = np.asarray(p.low)
+            x = numbers(p.low)
             if x.dtype.kind == "f" and not p.same and deviation(p) > 16 * max(epsilon, 1e-7):
                 return False
     biggest = max(
-        (float(np.nanmax(np.abs(np.asarray(p.low)))) for p in pairs if np.size(p.low)), default=0.0
+        (float(np.nanmax(np.abs(numbers(p.low)))) for p in pairs if np.size(p.low)), default=0.0
     )
     return bool(biggest > 4 * size) or node.op in ("reduce_sum", "dot_general", "cumsum")
 
@@ -200,7 +200,7 @@ def _bounding(node: Node, pairs: Sequence[Pair]) -> int | None:
     if node.op not in ("sub", "add", "add_any") or len(pairs) != 2:
         return None
     for i, (mine, other) in enumerate(((pairs[0], pairs[1]), (pairs[1], pairs[0]))):
-        x, c = np.asarray(mine.low), np.asarray(other.low)
+        x, c = numbers(mine.low), numbers(other.low)
         made = node.inputs[i]
         op = made.node.op if isinstance(made, Value) and made.node is not None else ""
         if op in ("exp", "exp2", "square", "sqrt"):  # one is no bound of these
@@ -228,7 +228,7 @@ def _rounding(node: Node, pairs: Sequence[Pair], low: Array, exact: Array) -> st
         if kind in ("underflow", "overflow"):
             return kind
         return "absorption"
-    if node.op in ("convert_element_type", "cast") and np.asarray(pairs[0].low).dtype.kind in "iu":
+    if node.op in ("convert_element_type", "cast") and numbers(pairs[0].low).dtype.kind in "iu":
         return "inexact"
     if node.op == "iota":
         return "inexact"

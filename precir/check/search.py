@@ -15,7 +15,7 @@ from precir.check.blame import Blame, Root
 from precir.check.evaluate import NotEvaluated
 from precir.check.fills import Fill, Leaf, fills
 from precir.check.losses import inexact, loss
-from precir.check.shadow import Pair, Run, TooLong, run
+from precir.check.shadow import Pair, Run, TooLong, numbers, run
 from precir.formats import FORMATS
 from precir.ir import Graph, Node, Value
 
@@ -60,11 +60,11 @@ class Search:
         key = (id(blame.birth), blame.symptom, blame.root.kind)
         if key not in self.found:
             pair = outs[blame.output]
-            self.found[key] = Witnessed(blame, fill, np.asarray(pair.wide), _shows(pair))
+            self.found[key] = Witnessed(blame, fill, numbers(pair.wide), _shows(pair))
 
 
 def _shows(pair: Pair) -> str:
-    low = np.asarray(pair.low)
+    low = numbers(pair.low)
     if low.dtype.kind != "f":
         return ""
     if np.isnan(low).any():
@@ -132,7 +132,7 @@ def broken(
         yield from _endless(result, node)
     yield from inexact(graph, result)
     for i, (operand, pair) in enumerate(zip(graph.outputs, outs, strict=True)):
-        whole = np.asarray(pair.low).dtype.kind in "iu"
+        whole = numbers(pair.low).dtype.kind in "iu"
         if whole and fill.typical and not pair.same and isinstance(operand, Value):
             yield from _misplaced(result, operand, pair, i)
     if not special and fill.name in ("uniform", "example"):

@@ -118,7 +118,9 @@ class Run:
             wides = evaluate(node, [p.wide for p in operands])
         pairs = []
         for low, wide, v in zip(lows, wides, node.outputs, strict=True):
-            if v.type.dtype in FORMATS:
+            if v.type.dtype.startswith("key"):
+                pairs.append(Pair(low, low))
+            elif v.type.dtype in FORMATS:
                 pairs.append(Pair(low, low if low is wide or _equal(low, wide) else wide))
             elif v.type.dtype == "bool":
                 pairs.append(Pair(low, low))
@@ -267,6 +269,13 @@ def rounded(x: Array, dtype: str) -> Array:
     return y
 
 
+def numbers(x: Array) -> Array:
+    """As a NumPy array; an empty one of integers for PRNG keys."""
+    if str(getattr(x, "dtype", "")).startswith("key"):
+        return np.zeros(0, np.int32)
+    return np.asarray(x)
+
+
 def literal_array(literal: Literal) -> Array:
     dtype = literal.type.dtype
     if dtype in FORMATS:
@@ -292,7 +301,7 @@ def _is_float(a: Array) -> bool:
 
 def spoiled(pair: Pair) -> bool:
     """Whether the run in formats holds an inf or NaN that the shadow does not, or a new NaN."""
-    low = np.asarray(pair.low)
+    low = numbers(pair.low)
     if low.dtype.kind != "f":
         return False
     bad = ~np.isfinite(low)

@@ -197,6 +197,11 @@ def window_sum(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
 
 def window_extremum(largest: bool) -> Rule:
     def infer(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
+        p = node.params
+        sizes = zip(p["window_dimensions"], p["padding"], strict=True)
+        holes = any(d != 1 for d in (*p.get("base_dilation", ()), *p.get("window_dilation", ())))
+        if not holes and all(max(padding) < size for size, padding in sizes):
+            return facts[0]  # every window meets an element
         return join(facts[0], empty_extremum(node.outputs[0].type.dtype, largest))
 
     return infer
