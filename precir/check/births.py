@@ -109,12 +109,19 @@ def born(
             if literal is None and isinstance(operand, Value):
                 yield from born(run, operand, what, output, seen)
             elif (what == "nan" or node.op not in MOVES) and not _meant(pair, what):
-                yield Blame(node, what, Root("overflow", None, "literal", literal), output)
+                yield Blame(
+                    node, what, Root("overflow", None, "literal", literal, (), _wide(pair)), output
+                )
         if not _makes(run, node, value.index, pairs, what):
             return
     if node.op == "constant" or node.op in MOVES or written(value) is not None:
         return
     yield Blame(node, what, cause(run, node, value.index, pairs), output)
+
+
+def _wide(pair: Pair) -> float | None:
+    wide = numbers(pair.wide).reshape(-1)
+    return float(wide[0]) if wide.size else None
 
 
 def _meant(pair: Pair, what: str) -> bool:

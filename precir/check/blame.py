@@ -23,6 +23,8 @@ class Root:
     """A primitive, "literal" or "input"."""
     value: Value | Literal | None
     path: tuple[Node, ...] = ()
+    was: float | None = None
+    """What a literal was before the format rounded it."""
 
 
 @dataclass(frozen=True)

@@ -153,7 +153,7 @@ class Checked:
             message=message(blame, self.facts, self.format),
             mend=mend(blame, self.format),
             format=self.format.name,
-            because=because(blame, self.facts, paths),
+            because=because(blame, self.facts, paths, self.format),
             then=then,
             witness=witness,
         )

@@ -26,7 +26,8 @@ def loss(
     for _ in range(DEEP):
         literal = written(operand)
         if literal is not None:
-            return Root(_how(pair.low, pair.wide, pair.low), None, "literal", literal, path)
+            kind = _how(pair.low, pair.wide, pair.low)
+            return Root(kind, None, "literal", literal, path, _number(pair))
         assert isinstance(operand, Value)
         if among is not None and np.shape(pair.low) != among.shape:
             among = None
@@ -74,7 +75,7 @@ def _accumulated(run: Run, loop: Sequence[Node], path: tuple[Node, ...]) -> Root
                 kind = _how(pair.low, pair.wide, pair.low)
                 if kind != "wrong":
                     before = path[: path.index(node) + 1]
-                    return Root(kind, None, "literal", literal, before)
+                    return Root(kind, None, "literal", literal, before, _number(pair))
         if node not in run.exact or node.outputs[0] not in run.env:
             continue
         low = np.asarray(run.env[node.outputs[0]].low, np.float64)
@@ -102,6 +103,11 @@ def _outer(run: Run, operand: Operand) -> Operand:
         if holder is not None and holder[1] is not None and holder[2] is None:
             return holder[1]
     return operand
+
+
+def _number(pair: Pair) -> float | None:
+    wide = np.asarray(pair.wide).reshape(-1)
+    return float(wide[0]) if wide.size else None
 
 
 def _worst(

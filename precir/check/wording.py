@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from precir.check.blame import Blame
+import numpy as np
+
+from precir.check.blame import Blame, Root
 from precir.check.hazard import Step
 from precir.domains.fact import Basis, Fact
 from precir.domains.kinds import NAN, NINF, PINF
@@ -210,14 +212,26 @@ def mend(blame: Blame, format: Format) -> str:
     )
 
 
-def because(blame: Blame, facts: Facts, paths: dict[Value, str]) -> tuple[Step, ...]:
+def _constant(root: Root, format: Format) -> str:
+    assert isinstance(root.value, Literal)
+    was = root.value.value if root.was is None else root.was
+    if isinstance(was, complex):
+        return f"the constant {was}"
+    with np.errstate(all="ignore"):
+        now = float(np.float64(was).astype(format.dtype))
+    return f"the constant {was:.6g} is {now:.6g} in {format.name}"
+
+
+def because(
+    blame: Blame, facts: Facts, paths: dict[Value, str], format: Format
+) -> tuple[Step, ...]:
     """From the first cause to the birth."""
     steps: list[Step] = []
     root = blame.root
     if root.name == "input" and isinstance(root.value, Value):
         steps.append(Step(_known(root.value, facts, paths)))
     elif root.name == "literal" and isinstance(root.value, Literal):
-        steps.append(Step(f"the constant is {root.value.value!r} in {root.value.type.dtype}"))
+        steps.append(Step(_constant(root, format)))
     elif root.node is not None and root.node is not blame.birth:
         f, where = facts[root.node.outputs[0]], root.node.source.where
         file, line = (where.file, where.line) if where else ("", 0)
