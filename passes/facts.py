@@ -27,6 +27,7 @@ from precir.domains.kinds import SPECIAL
 from precir.ir import Graph, Literal, Node, Operand, Value
 from precir.ops import op_named
 from precir.ops.facts.guards import DEPTH, ELEMENTWISE
+from precir.ops.facts.partitions import Partitions, splits
 from precir.ops.facts.spreading import Spreads
 
 MODEST = 1e3  # a bound as small as this does not hang on unknown inputs any more
@@ -160,6 +161,9 @@ class Inference:
         self._env, self._recording = env, recording
         keep = recording and self.keep_exact
         spreads = Spreads(self)
+        cases = Partitions(self, splits(graph) if recording else frozenset())
+        for value in cases.split.intersection(graph.inputs):
+            cases.begin(value, env[value])
         for node in graph.nodes:
             if node.op == "constant":
                 env[node.outputs[0]] = self._constant(graph, node)
@@ -171,7 +175,8 @@ class Inference:
             answer = op_named(node.op).fact(node, facts, self)
             results: Sequence[Fact] = (answer,) if isinstance(answer, Fact) else answer
             if len(results) == 1:
-                results = (spreads.after(node, facts, results[0]),)
+                f = spreads.after(node, facts, results[0])
+                results = (cases.after(node, facts, f) if cases.split else f,)
             changed = False
             basis = max([f.basis for f in facts]) if facts else PROVED
             for out, f in zip(node.outputs, results, strict=True):

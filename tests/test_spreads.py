@@ -194,13 +194,13 @@ def test_wrong_axis_is_bounded_by_the_other() -> None:
 
 
 def test_regrouped() -> None:
-    assert regrouped(frozenset([2]), (8, 64, 384), (8, 64, 3, 4, 32)) == {2, 3, 4}
-    assert regrouped(frozenset([2, 3, 4]), (8, 64, 3, 4, 32), (8, 64, 384)) == {2}
-    assert regrouped(frozenset([2]), (8, 64, 3, 4, 32), (8, 64, 384)) is None
-    assert regrouped(frozenset([0]), (8, 64), (1, 8, 1, 64, 1)) == {1}
-    assert regrouped(frozenset([1]), (1, 8, 64), (8, 64)) == {0}
-    assert regrouped(frozenset([0]), (6, 4), (4, 6)) is None
-    assert regrouped(frozenset(), (6, 4), (4, 6)) is None or True
+    assert regrouped(frozenset([2]), (8, 64, 384), (8, 64, 3, 4, 32)) == ({2, 3, 4}, 1)
+    assert regrouped(frozenset([2, 3, 4]), (8, 64, 3, 4, 32), (8, 64, 384)) == ({2}, 1)
+    assert regrouped(frozenset([2]), (8, 64, 3, 4, 32), (8, 64, 384)) == ({2}, 128)
+    assert regrouped(frozenset([0]), (8, 64), (1, 8, 1, 64, 1)) == ({1}, 1)
+    assert regrouped(frozenset([1]), (1, 8, 64), (8, 64)) == ({0}, 1)
+    assert regrouped(frozenset([0]), (6, 4), (4, 6)) == ({0, 1}, 4)
+    assert regrouped(frozenset(), (6, 4), (4, 6)) == (frozenset(), 1)
 
 
 @pytest.mark.parametrize("inner", [0.0, 0.5, 1.0, 1.5])

@@ -47,11 +47,12 @@ SHOWING = frozenset(
 
 
 def add(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
+    from precir.ops.facts.relations import factored
     from precir.ops.facts.rewrites import either
 
     a, b = facts
     f = add_facts(a, b, smallest(node.outputs[0].type.dtype))
-    return either(node, contracted(node, f, facts), ctx)[0]
+    return factored(node, either(node, contracted(node, f, facts), ctx)[0], facts, ctx.of)
 
 
 def contracted(node: Node, f: Fact, facts: Sequence[Fact]) -> Fact:

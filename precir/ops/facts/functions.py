@@ -46,6 +46,10 @@ def rewritten(plain: Rule) -> Rule:
     return infer
 
 
+SETTLED = 2.0**-22
+"""How far a saturated activation may be from its limit."""
+
+
 def rising(
     function: Callable[[float], float],
     low: float,
@@ -54,6 +58,7 @@ def rising(
     odd: bool = False,
     bottom: float | None = None,
     ceiling: float | None = None,
+    settled: float | None = None,
 ) -> Rule:
     """A rising function on the whole line.
 
@@ -62,6 +67,7 @@ def rising(
       low, high: its values at -inf and inf.
       odd: whether f(0) = 0, signs kept, and |f(x)| is about |x| or larger near zero.
       bottom, ceiling: limits that rounding does not pass.
+      settled: past what it is at its limits, but for `SETTLED`.
     """
 
     def of(a: Fact, relative: float) -> Fact:
@@ -78,6 +84,11 @@ def rising(
         if not ends:
             return Fact(INFINITY, -INFINITY, INFINITY, flags, True)
         lo, hi = widen(min(ends), max(ends), relative)
+        if settled is not None and high - high == 0:
+            if a.lo > settled:
+                lo = max(lo, high - SETTLED)
+            if a.hi < -settled:
+                hi = min(hi, low + SETTLED)
         if bottom is not None:
             lo = max(lo, bottom)
         if ceiling is not None:
@@ -111,9 +122,9 @@ expm1 = rising(math.expm1, -1.0, INFINITY, odd=True, bottom=-1.0)
 sqrt = rewritten(rule(curves.of_sqrt))
 rsqrt = rule(curves.of_rsqrt)
 cbrt = rising(curves.of_cbrt, -INFINITY, INFINITY, odd=True)
-tanh = rising(math.tanh, -1.0, 1.0, odd=True, bottom=-1.0, ceiling=1.0)
-logistic = rising(curves.of_logistic, 0.0, 1.0, bottom=0.0, ceiling=1.0)
-erf = rising(math.erf, -1.0, 1.0, odd=True, bottom=-1.0, ceiling=1.0)
+tanh = rising(math.tanh, -1.0, 1.0, odd=True, bottom=-1.0, ceiling=1.0, settled=20.0)
+logistic = rising(curves.of_logistic, 0.0, 1.0, bottom=0.0, ceiling=1.0, settled=20.0)
+erf = rising(math.erf, -1.0, 1.0, odd=True, bottom=-1.0, ceiling=1.0, settled=20.0)
 erfc = rule(curves.of_falling_erfc)
 sin = rule(curves.of_sin)
 cos = rule(curves.of_cos)

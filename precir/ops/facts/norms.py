@@ -116,7 +116,7 @@ def shares(node: Node, a: Fact, f: Fact, ctx: Context) -> tuple[Spread, Spread] 
                 ),
                 default=0.0,
             )
-            slack *= math.exp(2 * off) if off < 3 else INFINITY
+            slack *= math.exp(off) if off < 3 else INFINITY
     if slack == INFINITY:
         return None
     order = {a: i for i, a in enumerate(a for a in range(len(shape)) if a not in axes)}

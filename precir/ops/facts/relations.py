@@ -7,12 +7,14 @@ graph shows a relation: x - max(x), x / sum(x), x * rsqrt(mean(x*x) + eps), and 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 from precir.domains.fact import Fact, interval, meet, tidy
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY
 from precir.formats import FORMATS
 from precir.ir import Node, Operand, Value
+from precir.ops.facts.algebra import smallest_normal
 from precir.ops.facts.context import Context
 from precir.ops.facts.normalised import at_least, clipped, normalised, unit
 from precir.ops.facts.views import Reduction, alike, beside, constant, reduction, view
@@ -95,6 +97,27 @@ def difference(node: Node, f: Fact, a: Fact, b: Fact, ctx: Context) -> Fact:
         and not a.flags & SPECIAL
     ):
         return meet(f, interval(0.0, 1.0))
+    return f
+
+
+def factored(node: Node, f: Fact, facts: Sequence[Fact], of: Callable[[Operand], Fact]) -> Fact:
+    """X + x * t as x * (1 + t): the gradient of tanh, whose t may be -1 where x is large."""
+    for i, times in enumerate(node.inputs):
+        x, a = node.inputs[1 - i], facts[1 - i]
+        made = times.node if isinstance(times, Value) else None
+        if made is None or made.op != "mul" or x not in made.inputs or a.flags & SPECIAL:
+            continue
+        if node.op == "sub" and i == 0:
+            continue
+        t = of(made.inputs[made.inputs[0] is x])
+        if t.flags & SPECIAL or t.magnitude > 2 or a.lo > a.hi or x.type.shape != times.type.shape:
+            continue
+        dtype = node.outputs[0].type.dtype
+        least, most = (1 - t.hi, 1 - t.lo) if node.op == "sub" else (1 + t.lo, 1 + t.hi)
+        error = a.magnitude * 4 * unit(dtype) + 4 * smallest_normal(dtype)
+        size = a.magnitude * max(abs(least), abs(most)) + error
+        if size < f.magnitude:
+            f = tidy(f._replace(lo=max(f.lo, -size), hi=min(f.hi, size)))
     return f
 
 

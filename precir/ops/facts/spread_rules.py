@@ -116,9 +116,9 @@ def _add(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
     if sa is None and sb is None and ta is None and tb is None:
         return NONE
     shape = node.outputs[0].type.shape
-    if is_zero(node.inputs[1], b):
+    if is_zero(b):
         return sa, ta
-    if is_zero(node.inputs[0], a):
+    if is_zero(a):
         return sb, tb
     spread = sum_of(sa, sb) if sa is not None and sb is not None else None
     found: Total | None = None
@@ -231,8 +231,8 @@ def _reshape(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
         else:
             spread = None
     if total is not None:
-        axes = regrouped(total.axes, shape, result)
-        total = Total(axes, total.most) if axes is not None else None
+        axes, times = regrouped(total.axes, shape, result)
+        total = Total(axes, total.most * times) if times else None
     return spread, total
 
 
@@ -250,7 +250,7 @@ def _transpose(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
 
 def _select(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
     """Of cases one of which has a spread and all others are zero."""
-    alive = [i for i in range(1, len(facts)) if not is_zero(node.inputs[i], facts[i])]
+    alive = [i for i in range(1, len(facts)) if not is_zero(facts[i])]
     if len(alive) != 1 or node.inputs[alive[0]].type.shape != node.outputs[0].type.shape:
         return NONE
     spread, total = _fitted(s, node, alive[0])
@@ -272,6 +272,47 @@ def _dot(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
     return (None, Total(frozenset(), most)) if most < INFINITY else NONE
 
 
+def _scatter(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
+    """Of a few numbers added to zeros: they are all that there is along the scattered axes."""
+    dims = node.params["dimension_numbers"]
+    if dims.update_window_dims or not is_zero(facts[0]):
+        return NONE
+    axes = long(frozenset(dims.inserted_window_dims), node.outputs[0].type.shape)
+    indices = node.inputs[1].type.shape
+    batch = getattr(dims, "scatter_indices_batching_dims", ())
+    count = math.prod(n for i, n in enumerate(indices[:-1]) if i not in batch)
+    most = count * facts[2].magnitude * growth(count, node.outputs[0].type.dtype)
+    return (None, Total(axes, most)) if axes and most < INFINITY else NONE
+
+
+def _pad(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
+    """Zeros beside a value add nothing to its total."""
+    padding = node.params["padding_config"]
+    if not is_zero(facts[1]) or any(low < 0 or high < 0 for low, high, _ in padding):
+        return NONE
+    x = node.inputs[0]
+    shape, result = x.type.shape, node.outputs[0].type.shape
+    axes = frozenset(i for i in range(len(shape)) if shape[i] != result[i])
+    total = s.total(x)
+    if total is None:
+        return None, Total(axes, facts[0].magnitude * math.prod(shape[i] for i in axes))
+    whole = axes | total.axes
+    return None, Total(whole, covering(total, whole, shape))
+
+
+def _concatenate(s: Known, node: Node, facts: Sequence[Fact]) -> Found:
+    axis = node.params["dimension"]
+    most = 0.0
+    for x, f in zip(node.inputs, facts, strict=True):
+        total = s.total(x)
+        mine = f.magnitude * x.type.shape[axis]
+        if total is not None and total.axes <= {axis}:
+            mine = min(mine, covering(total, frozenset([axis]), x.type.shape))
+        most += mine
+    return None, Total(frozenset([axis]), most)
+
+
+STARTING = frozenset(["scatter-add", "pad", "concatenate"])
 SUMS = frozenset(["reduce_sum", "dot_general"])
 RULES: dict[str, Callable[[Known, Node, Sequence[Fact]], Found]] = {
     "mul": _mul,
@@ -296,4 +337,7 @@ RULES: dict[str, Callable[[Known, Node, Sequence[Fact]], Found]] = {
     "transpose": _transpose,
     "select_n": _select,
     "dot_general": _dot,
+    "scatter-add": _scatter,
+    "pad": _pad,
+    "concatenate": _concatenate,
 }

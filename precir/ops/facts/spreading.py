@@ -14,7 +14,7 @@ from precir.ir import Literal, Node, Operand, Value
 from precir.ops.facts.context import Context
 from precir.ops.facts.normalised import divided
 from precir.ops.facts.norms import norm_of, shares
-from precir.ops.facts.spread_rules import RULES, SUMS
+from precir.ops.facts.spread_rules import RULES, STARTING, SUMS
 from precir.ops.facts.spreads import (
     Base,
     Spread,
@@ -49,7 +49,7 @@ class Spreads:
         elif op == "reduce_sum":
             self._begin_shares(node, facts[0], f)
         rule = RULES.get(op)
-        if rule is None or not (self._base or self._total):
+        if rule is None or not (self._base or self._total or op in STARTING):
             return f
         out = node.outputs[0]
         if out.type.dtype not in FORMATS or not finite(*facts) or out in self._base:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from precir.domains.fact import Fact, numbers_of, tidy
 from precir.domains.kinds import SPECIAL
 from precir.domains.rounding import INFINITY, Grid
-from precir.ir import Operand, Value
+from precir.ir import Value
 from precir.ops.facts.views import Dims
 
 MARGIN = 1.001
@@ -133,9 +133,12 @@ def long(axes: frozenset[int], shape: tuple[int, ...]) -> frozenset[int]:
 
 def regrouped(
     axes: frozenset[int], shape: tuple[int, ...], result: tuple[int, ...]
-) -> frozenset[int] | None:
-    """The axes after a reshape; None if one is mixed with others."""
+) -> tuple[frozenset[int], int]:
+    """The axes after a reshape, and how often a total is repeated along those that they are mixed
+    with; 0 if the shapes cannot be matched.
+    """
     found: set[int] = set()
+    times = 1
     i = j = 0
     while i < len(shape) or j < len(result):
         first, start = i, j
@@ -150,13 +153,12 @@ def regrouped(
             else:
                 break
         if left != right:
-            return None
+            return frozenset(), 0
         mine = {a for a in range(first, i) if shape[a] != 1}
         if mine & axes:
-            if not mine <= axes:
-                return None
+            times *= math.prod(shape[a] for a in mine - axes)
             found |= {a for a in range(start, j) if result[a] != 1}
-    return frozenset(found)
+    return frozenset(found), times
 
 
 # -- algebra -----------------------------------------------------------------------------------
@@ -220,5 +222,5 @@ def finite(*facts: Fact) -> bool:
     return not any(f.flags & SPECIAL for f in facts)
 
 
-def is_zero(operand: Operand, f: Fact) -> bool:
+def is_zero(f: Fact) -> bool:
     return f.lo == 0 == f.hi and not f.flags & SPECIAL
