@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from precir.domains.stats import Stats
 from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Value
 from precir.ops import Keeps, op_named
 from precir.passes.facts import Facts
-from precir.passes.fitting import misfit
+from precir.passes.fitting import misfit, unfit
 from precir.passes.products import Tail, find_tail
 from precir.recipe import KEEP, TRUE, Recipe
 
@@ -52,9 +53,14 @@ class Assignment:
         return self.result.get(operand, operand.type.dtype)
 
 
-def assign_formats(graph: Graph, recipe: Recipe, facts: Facts | None = None) -> Assignment:
+def assign_formats(
+    graph: Graph,
+    recipe: Recipe,
+    facts: Facts | None = None,
+    seen: Mapping[Value, Stats] | None = None,
+) -> Assignment:
     """The formats a recipe asks for, from op classes, phases and overrides; what is known not to
-    fit a format (`precir.passes.fitting`) does not get it.
+    fit a format, or was seen not to (`precir.passes.fitting`), does not get it.
 
     Arguments and results of the program keep their dtypes.
     """
@@ -62,7 +68,7 @@ def assign_formats(graph: Graph, recipe: Recipe, facts: Facts | None = None) -> 
     if recipe.mode == KEEP and not recipe.overrides:
         _Walk(recipe, assignment, Tail()).note_products(graph)
         return assignment
-    walk = _Walk(recipe, assignment, find_tail(graph), facts)
+    walk = _Walk(recipe, assignment, find_tail(graph), facts, seen)
     walk.inputs(graph, [v.type.dtype for v in graph.inputs], [True] * len(graph.inputs), None)
     walk.graph(graph)
     return assignment
@@ -72,9 +78,15 @@ class _Walk:
     """One forward walk; sub-programs take the formats of what they are given."""
 
     def __init__(
-        self, recipe: Recipe, assignment: Assignment, tail: Tail, facts: Facts | None = None
+        self,
+        recipe: Recipe,
+        assignment: Assignment,
+        tail: Tail,
+        facts: Facts | None = None,
+        seen: Mapping[Value, Stats] | None = None,
     ) -> None:
         self.recipe, self.assignment, self.tail, self.facts = recipe, assignment, tail, facts
+        self.seen = seen or {}
         self.soft: set[Value] = set()  # float32 only because it was given so
         self.gradients: set[Value] = set()
 
@@ -160,7 +172,11 @@ class _Walk:
             return compute
         values = [v for v in (*node.outputs, *node.inputs) if isinstance(v, Value)]
         for value in values:
-            reason = misfit(self.facts[value], compute) if _is_wide(value.type.dtype) else ""
+            if not _is_wide(value.type.dtype):
+                continue
+            reason = misfit(self.facts[value], compute)
+            if not reason and value in self.seen:
+                reason = unfit(self.seen[value], compute)
             if reason:
                 self.assignment.kept[value] = reason
                 return "float32"

@@ -1,9 +1,12 @@
-"""Whether what is known of a tensor rules a format out."""
+"""Whether what is known of a tensor, or was seen of it, rules a format out."""
 
 from __future__ import annotations
 
 from precir.domains.fact import UNKNOWN, Basis, Fact
+from precir.domains.stats import Stats
 from precir.formats import format_of
+
+MOST_LOST = 0.5  # of the nonzero elements seen, below what a format holds
 
 
 def misfit(fact: Fact, format: str) -> str:
@@ -25,4 +28,16 @@ def misfit(fact: Fact, format: str) -> str:
     if fact.whole and exact < fact.magnitude < 2.0**24 and fact.finite:
         most = f"{fact.magnitude:,.0f}"
         return f"whole numbers up to {most} ({rests}), not exact in {format} past {exact:,.0f}"
+    return ""
+
+
+def unfit(stats: Stats, format: str) -> str:
+    """Why what was observed of a tensor keeps it out of a format; empty if nothing does."""
+    f = format_of(format)
+    if stats.amax > f.max:
+        return f"seen up to {stats.amax:.4g}, past the {f.max:.4g} of {format}"
+    if stats.bins:
+        lost = stats.underflow(f)
+        if lost > MOST_LOST:
+            return f"{lost:.0%} of what was seen of it is 0 in {format}"
     return ""

@@ -72,6 +72,11 @@ def observe_values(
     )
 
 
+def named_values(graph: Graph, detail: Detail) -> dict[str, Value]:
+    """The values that `observe_values` measures, by the names that it gives them."""
+    return {o.name: o.exposed.value for o in observe_values(graph, detail)[1]}
+
+
 def _raw(value: Value, inside: Inside) -> bool:
     return not inside and prod(value.type.shape) <= SMALL
 

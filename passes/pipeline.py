@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from precir.domains.fact import Fact
-from precir.ir import Graph
+from precir.domains.stats import Stats
+from precir.errors import RecipeError
+from precir.ir import Graph, Value
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
 from precir.passes.facts import Facts, infer_facts
+from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
 from precir.passes.simplify import simplify
@@ -21,15 +24,18 @@ from precir.verify import verify
 class State:
     """What flows through the passes: the program, the recipe, and what is decided so far.
 
-    `given` is what the user said of the inputs; `facts` what follows from it, for the graph as it
-    stands until a pass changes formats; None where the recipe changes nothing.
+    `given` is what the user said of the inputs, `observed` what was measured of values, by name;
+    `facts` and `seen` are what follows for the graph as it stands until a pass changes formats,
+    None where the recipe changes nothing.
     """
 
     graph: Graph
     recipe: Recipe
     assignment: Assignment
     given: tuple[Fact | None, ...] = ()
+    observed: Mapping[str, Stats] | None = None
     facts: Facts | None = None
+    seen: Mapping[Value, Stats] | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,16 @@ def _facts(state: State) -> State:
     """What every value holds; and what that decides is decided."""
     if state.recipe.mode == KEEP:
         return state
+    if state.observed is not None:  # of this graph as it is: nothing is folded
+        named = named_values(state.graph, "full")
+        seen = {v: state.observed[name] for name, v in named.items() if name in state.observed}
+        if state.observed and not seen:
+            raise RecipeError(
+                "these statistics name no tensor of this program",
+                where=state.graph.name,
+                fix='observe the same function under recipe "float32": precir.observe(fn, batches)',
+            )
+        return replace(state, facts=infer_facts(state.graph, state.given), seen=seen)
     facts = infer_facts(state.graph, state.given)
     folded = fold_proved(state.graph, facts)
     if folded is not state.graph:
@@ -61,7 +77,9 @@ def _facts(state: State) -> State:
 
 
 def _assign(state: State) -> State:
-    return replace(state, assignment=assign_formats(state.graph, state.recipe, state.facts))
+    return replace(
+        state, assignment=assign_formats(state.graph, state.recipe, state.facts, state.seen)
+    )
 
 
 def _casts(state: State) -> State:
@@ -82,13 +100,17 @@ PASSES: tuple[tuple[str, Pass], ...] = (
 
 
 def run_passes(
-    graph: Graph, recipe: Recipe, given: Sequence[Fact | None] = ()
+    graph: Graph,
+    recipe: Recipe,
+    given: Sequence[Fact | None] = (),
+    observed: Mapping[str, Stats] | None = None,
 ) -> tuple[State, list[Stage]]:
     """Run every pass; returns the last state and the program after each pass, lowering first.
 
-    `given` is what is known of the graph's inputs, None where nothing is.
+    `given` is what is known of the graph's inputs, None where nothing is; `observed` what was
+    measured of its values, by the names that `precir.observe` gives them.
     """
-    state = State(graph, recipe, Assignment(), tuple(given))
+    state = State(graph, recipe, Assignment(), tuple(given), observed)
     stages = [Stage("lower", graph)]
     if verifying:
         verify(graph, after="lower")

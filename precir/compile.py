@@ -25,11 +25,16 @@ class Compiled:
     """A function that runs as emitted source. Called, traced and lowered as `jax.jit`'s is."""
 
     def __init__(
-        self, fn: Callable[..., Any], recipe: Recipe, options: dict[str, Any], ranges: Any = None
+        self,
+        fn: Callable[..., Any],
+        recipe: Recipe,
+        options: dict[str, Any],
+        ranges: Any = None,
+        stats: Any = None,
     ) -> None:
         functools.update_wrapper(self, fn)
         self._fn = fn
-        self._ranges = ranges
+        self._ranges, self._stats = ranges, stats
         self._options = options
         self.recipe = recipe
         self._static = {
@@ -98,16 +103,22 @@ class Compiled:
             static = self._static_positions()
             given = given_facts(traced, self._ranges) if self._ranges is not None else ()
             program = make_program(
-                self._fn, traced, self.recipe, static, self._decorator(static), given
+                self._fn, traced, self.recipe, static, self._decorator(static), given, self._seen()
             )
             found = (jaxpr, program)
             if not program.captured:
                 self._programs[key] = found
         return found[1]
 
+    def _seen(self) -> Any:
+        """What was observed of each tensor, by its name."""
+        if self._stats is None:
+            return None
+        return {name: self._stats[name].stats for name in self._stats}
+
     def with_recipe(self, recipe: str | Recipe) -> Compiled:
         """The same function, with the same options, under another recipe."""
-        return Compiled(self._fn, find_recipe(recipe), self._options, self._ranges)
+        return Compiled(self._fn, find_recipe(recipe), self._options, self._ranges, self._stats)
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The emitted module's text for arguments like these."""
@@ -283,6 +294,7 @@ def compile(
     out_shardings: Any = None,
     keep_unused: bool = False,
     ranges: Any = None,
+    stats: Any = None,
 ) -> Any:
     """Compile a JAX function, a model or a whole train step, in the precision of a recipe.
 
@@ -298,6 +310,8 @@ def compile(
       ranges: what is known of the arguments' numbers, as in `precir.check`: one entry for each
         positional argument that is not static, a `precir.Range`, a pytree prefix of them, a
         function from an array's path to one, or None. Formats that these rule out are not given.
+      stats: what `precir.observe` saw of the same function under recipe "float32": a tensor that
+        was seen past a format's limits, or mostly below them, does not get it.
 
     Raises:
       RecipeError: the recipe is unknown.
@@ -316,9 +330,9 @@ def compile(
     }
     options = {k: v for k, v in given.items() if v is not None}
     if fn is None:
-        return lambda f: compile(f, recipe=found, ranges=ranges, **options)
+        return lambda f: compile(f, recipe=found, ranges=ranges, stats=stats, **options)
     if not callable(fn):
         raise TypeError(f"precir.compile takes a function, not {type(fn).__name__}")
     if isinstance(fn, Compiled):
         fn = fn._fn
-    return Compiled(fn, found, options, ranges)
+    return Compiled(fn, found, options, ranges, stats)

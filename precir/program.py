@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import ModuleType
@@ -13,6 +13,7 @@ import jax.extend
 import numpy as np
 
 from precir.domains.fact import Fact
+from precir.domains.stats import Stats
 from precir.emit import Emitted, Signature, emit, load, signature_of
 from precir.errors import RecipeError
 from precir.ir import Graph
@@ -87,9 +88,10 @@ def make_program(
     static: Sequence[int],
     jit: str,
     given: Sequence[Fact | None] = (),
+    observed: Mapping[str, Stats] | None = None,
 ) -> Program:
     """Lower what `jax.jit(fn, ...).trace(...)` gave and run the passes; `given` is what is known
-    of its arguments.
+    of its arguments, `observed` what was measured of its values.
     """
     if recipe.compute == "float64" and jax.numpy.result_type(float) != np.float64:
         raise RecipeError(
@@ -101,7 +103,7 @@ def make_program(
     signature = signature_of(fn, traced.in_tree, out_tree, static, name)
     closed = closed_jaxpr(traced)
     graph, captured = lower_jaxpr(closed, name=name, labels=signature.labels())
-    state, stages = run_passes(graph, recipe, given)
+    state, stages = run_passes(graph, recipe, given, observed)
     return Program(
         signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit,
         closed.effects, tuple(given),

@@ -106,3 +106,34 @@ def test_float32_infers_nothing() -> None:
     compiled = precir.compile(positions)
     assert compiled.program(jnp.ones(4000)).stages[2].name == "facts"
     assert compiled.program(jnp.ones(4000)).assignment.kept == {}
+
+
+def test_what_was_seen_past_a_format_does_not_get_it() -> None:
+    def energy(x: jax.Array) -> jax.Array:
+        return jnp.sqrt((x * 3.0) * (x * 3.0))
+
+    x = jnp.full(4, 200.0)
+    blind = precir.compile(energy, recipe="16-true")
+    assert not np.isfinite(blind(x)).all()
+    seen = precir.observe(energy, [(x,), (x / 2,)])
+    told = precir.compile(energy, recipe="16-true", stats=seen)
+    np.testing.assert_allclose(told(x), energy(x), rtol=1e-2)
+    assert "seen up to 3.6e+05" in told.report(x).kept[0].reason
+
+
+def test_what_was_seen_to_vanish_does_not_get_it() -> None:
+    def tiny(x: jax.Array) -> jax.Array:
+        return jnp.sqrt(x * 1e-9) * 1e4
+
+    x = jnp.linspace(0.5, 1, 8)
+    seen = precir.observe(tiny, [(x,)])
+    told = precir.compile(tiny, recipe="16-true", stats=seen)
+    assert any("100% of what was seen" in k.reason for k in told.report(x).kept)
+    np.testing.assert_allclose(told(x), tiny(x), rtol=1e-2)
+
+
+def test_statistics_of_another_program_are_refused() -> None:
+    seen = precir.observe(lambda x: jnp.cos(x) + 1, [(X,)])
+    told = precir.compile(lambda y: {"a": jnp.tanh(y["b"])}, recipe="16-true", stats=seen)
+    with pytest.raises(precir.PrecirError, match="name no tensor of this program"):
+        told({"b": X})
