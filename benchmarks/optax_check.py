@@ -68,11 +68,15 @@ RANDOM = 30
 
 @dataclass(frozen=True)
 class Loss:
-    """How to call a loss: `call` in place of the function itself, `args` with their ranges."""
+    """How to call a loss: `call` in place of the function itself, `args` with their ranges.
+
+    `varies` says that it is another function in another format.
+    """
 
     args: tuple[Real | Whole, ...]
     call: Callable[..., Any] | None = None
     about: str = ""
+    varies: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ class Optimizer:
       make: the optimizer, given the function.
       wants: "" (gradients alone), "value" (the loss too), "function" or "objective" (the function
         minimised, a distance to a target, whose gradient is the gradient; under either name).
-      noisy: whether it draws noise, which differs from format to format.
+      varies: whether it draws noise, which differs from format to format.
       batch: whether each gradient has a leading axis of examples.
       vectors: whether it takes vectors, not matrices alone.
       about: what is not as usual.
@@ -91,7 +95,7 @@ class Optimizer:
 
     make: Callable[[Callable[..., Any]], Any]
     wants: str = ""
-    noisy: bool = False
+    varies: bool = False
     batch: bool = False
     vectors: bool = True
     about: str = ""
@@ -159,7 +163,11 @@ LOSSES: Mapping[str, Loss] = {
     "multiclass_hinge_loss": INTEGERS,
     "multiclass_perceptron_loss": INTEGERS,
     "multiclass_sparsemax_loss": INTEGERS,
-    "ntxent": Loss((real(-1, 1, 6, 5), whole(0, 2, 6))),
+    "ntxent": Loss(
+        (real(-1, 1, 6, 5), whole(0, 2, 6)),
+        about="its epsilon is the format's: results are not compared",
+        varies=True,
+    ),
     "perceptron_loss": Loss((PREDICTIONS, SIGNS)),
     "poly_loss_cross_entropy": CLASSIFICATION,
     "ranking_softmax_loss": CLASSIFICATION,
@@ -213,7 +221,7 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     ),
     "lars": rate(0.1, weight_decay=1e-4),
     "lbfgs": Optimizer(lambda f: f(), "function", about="with its line search"),
-    "noisy_sgd": Optimizer(lambda f: f(1e-2, key=jax.random.key(0)), noisy=True),
+    "noisy_sgd": Optimizer(lambda f: f(1e-2, key=jax.random.key(0)), varies=True),
     "optimistic_adam": rate(1e-3, optimism=1e-3),
     "polyak_sgd": Optimizer(lambda f: f(), "value"),
     "rprop": rate(1e-2),
@@ -224,14 +232,14 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "contrib.dadapt_adamw": rate(1.0),
     "contrib.differentially_private_aggregate": Optimizer(
         lambda f: f(1.0, 0.1, key=jax.random.key(0)),
-        noisy=True,
+        varies=True,
         batch=True,
         about="gradients of 4 examples",
     ),
     "contrib.dog": rate(1.0),
     "contrib.dowg": rate(1.0),
     "contrib.dpsgd": Optimizer(
-        lambda f: f(1e-2, 1.0, 0.1, 0), noisy=True, batch=True, about="gradients of 4 examples"
+        lambda f: f(1e-2, 1.0, 0.1, 0), varies=True, batch=True, about="gradients of 4 examples"
     ),
     "contrib.galore": rate(1e-3, rank=2),
     "contrib.hutchinson_estimator_diag_hessian": Optimizer(
@@ -256,7 +264,9 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
     "contrib.scale_by_galore": Optimizer(lambda f: f(rank=2), about="the bare transformation"),
     "contrib.scale_by_madgrad": rate(1e-2),
     "contrib.scale_by_muon": Optimizer(
-        lambda f: f(), vectors=False, about="the bare transformation, of matrices"
+        lambda f: f(weight_dimension_numbers=matrices),
+        vectors=False,
+        about="the bare transformation, of matrices",
     ),
     "contrib.scale_by_simplified_ademamix": TRANSFORM,
     "contrib.schedule_free": Optimizer(lambda f: f(optax.sgd(1e-2), 1e-2), about="of sgd"),
@@ -272,6 +282,11 @@ OPTIMIZERS: Mapping[str, Optimizer] = {
         lambda f: f(optax.adam(1e-3)), about="of adam; no format has complex numbers"
     ),
 }
+
+
+def matrices(params: Any) -> Any:
+    """Which axes of its parameters Muon takes for rows and columns."""
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(0, 1), params)
 
 
 def adam_at(inject: Callable[..., Any]) -> Any:
@@ -343,7 +358,7 @@ class Program:
       name, part: optax's name, and what of it this is ("forward", "gradient", "update", ...).
       fn, args: the function, and per argument a pytree of `Real` and `Whole`.
       state: whether its first result is its first argument, moved.
-      noisy: whether its results hold noise, and are not to be compared.
+      varies: whether its results differ between formats by intent, and are not to be compared.
     """
 
     name: str
@@ -351,7 +366,7 @@ class Program:
     fn: Callable[..., Any]
     args: tuple[Any, ...]
     state: bool = False
-    noisy: bool = False
+    varies: bool = False
 
 
 class NotCovered(SystemExit):
@@ -384,8 +399,9 @@ def loss_programs(name: str, fn: Callable[..., Any], spec: Loss) -> Iterator[Pro
     def total(*args: Any) -> Any:
         return sum(x.sum() for x in jax.tree.leaves(call(*args)))
 
-    yield Program(name, "forward", call, spec.args)
-    yield Program(name, "gradient", jax.grad(total, argnums=floats), spec.args)
+    gradient = jax.grad(total, argnums=floats)
+    yield Program(name, "forward", call, spec.args, varies=spec.varies)
+    yield Program(name, "gradient", gradient, spec.args, varies=spec.varies)
 
 
 PARAMS = {"b": real(-1, 1, 3), "w": real(-1, 1, 4, 3)}
@@ -427,7 +443,7 @@ def optimizer_programs(name: str, fn: Callable[..., Any], spec: Optimizer) -> It
         "objective": (with_function, (params, params)),
     }
     update, args = made[spec.wants]
-    yield Program(name, "update", update, args, state=True, noisy=spec.noisy)
+    yield Program(name, "update", update, args, state=True, varies=spec.varies)
 
 
 def schedule_programs(name: str, fn: Callable[..., Any], spec: Schedule) -> Iterator[Program]:
@@ -522,7 +538,7 @@ class Runner:
 
     def _filled(self, ways: Sequence[str], rng: np.random.Generator) -> tuple[str, Any]:
         def one(spec: Real | Whole) -> np.ndarray:
-            return spec.fill(ways[rng.integers(len(ways))], rng)
+            return spec.fill(ways[int(rng.integers(len(ways)))], rng)
 
         return ways[0] if len(ways) == 1 else "mixed", jax.tree.map(one, self.program.args)
 
@@ -549,7 +565,7 @@ class Runner:
         with np.errstate(all="ignore"):
             if (h.symptom == "stuck" and o.stuck) or (h.symptom == "zero" and o.vanished):
                 return True
-            off = not self.program.noisy and o.off(BEYOND[self.format], self.usual)
+            off = not self.program.varies and o.off(BEYOND[self.format], self.usual)
             return o.broken or off
 
     def confirmation(self, h: precir.Hazard) -> str:
@@ -568,18 +584,30 @@ class Runner:
                 return name
         return ""
 
+    def shortfall(self, h: precir.Hazard) -> str:
+        """Of a finding that nothing confirms: how far off the results are, at most."""
+        if self.program.varies:
+            return "no"
+        outcomes = self.outcomes if h.witness is None else [self.run(("witness", h.witness[0]))]
+        off = max(
+            distance(low, wide) / max(largest(wide), 1e-30)
+            for o in outcomes
+            for low, wide in zip(o.low, o.wide, strict=True)
+        )
+        return f"no, {off:.1%} off"
+
     def missed(self, findings: Sequence[precir.Hazard]) -> dict[str, str]:
         """What fills show and no finding tells of: the symptom, and the fill."""
         told = {h.symptom for h in findings}
-        found = {}
+        found: dict[str, str] = {}
         with np.errstate(all="ignore"):
             for o in self.outcomes:
                 if o.broken and not told & {"nan", "inf"}:
                     wide = any(not np.isfinite(x).all() for x in o.wide)
                     found.setdefault("not finite, in float32 too" if wide else "not finite", o.way)
-                if o.ordinary and not told and not self.program.noisy and self._far(o):
+                if o.ordinary and not told and not self.program.varies and self._far(o):
                     found.setdefault("wrong", o.way)
-        if not told & {"stuck", "wrong", "zero"} and not self.program.noisy and self._still():
+        if not told & {"stuck", "wrong", "zero"} and not self.program.varies and self._still():
             found["stuck"] = "even"
         return found
 
@@ -614,7 +642,7 @@ class Runner:
         )
 
 
-def as_wide(x: jax.Array) -> np.ndarray:
+def as_wide(x: Any) -> np.ndarray:
     return np.asarray(x, np.float64) if jnp.issubdtype(x.dtype, jnp.floating) else np.asarray(x)
 
 
@@ -631,7 +659,8 @@ class Row:
 
     program: Program
     hazard: precir.Hazard
-    confirmed: str
+    confirmed: bool
+    how: str
 
     @property
     def place(self) -> str:
@@ -645,7 +674,7 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         h = self.hazard
         names = (self.program.name, self.program.part, h.format, h.severity, h.kind, h.symptom)
-        return (*names, self.place, h.primitive, h.root, self.confirmed or "no")
+        return (*names, self.place, h.primitive, h.root, self.how)
 
 
 HEADINGS = (
@@ -689,7 +718,9 @@ class Report:
             why = f"{type(error).__name__}: {error}".splitlines()[0][:120]
             self.failed.append((program.name, program.part, format, why))
             return
-        self.rows += [Row(program, h, runner.confirmation(h)) for h in findings]
+        for h in findings:
+            how = runner.confirmation(h)
+            self.rows.append(Row(program, h, bool(how), how or runner.shortfall(h)))
         for symptom, way in runner.missed(findings).items():
             self.missed.append((program.name, program.part, format, symptom, way))
 
@@ -723,6 +754,10 @@ def ask(program: Program, format: str) -> list[precir.Hazard]:
         return precir.check(program.fn, *shapes, format=format, ranges=ranges)
 
 
+def is_noisy(spec: Loss | Optimizer | Schedule) -> bool:
+    return isinstance(spec, Optimizer) and spec.varies
+
+
 def abouts() -> Iterator[tuple[str, str]]:
     """Names that are called in a way of their own, and which."""
     for table in (LOSSES, OPTIMIZERS, SCHEDULES):
@@ -731,7 +766,7 @@ def abouts() -> Iterator[tuple[str, str]]:
             said = [
                 *(["with the loss's value"] if wants == "value" else []),
                 *(["with the function it minimises"] if wants in ("function", "objective") else []),
-                *(["noise: results are not compared"] if getattr(spec, "noisy", False) else []),
+                *(["noise: results are not compared"] if is_noisy(spec) else []),
                 *([spec.about] if spec.about else []),
             ]
             if said:
@@ -742,8 +777,7 @@ def show(report: Report) -> None:
     table = Table(*HEADINGS)
     for row in report.rows:
         table.add_row(*row.cells, style=None if row.confirmed else "red")
-    console = Console()
-    Console(width=max(console.width, 160)).print(table)
+    Console(width=max(Console().width, 200)).print(table)
     for name, rows in (
         ("missed", report.missed),
         ("cannot be called", report.refused),
@@ -804,6 +838,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="where the Markdown goes")
     options = parser.parse_args()
     report = Report()
+    warnings.simplefilter("ignore", DeprecationWarning)  # they are shipped all the same
     chosen = [p for p in programs() if options.only in p.name]
     for program in track(chosen, "checking", console=Console(stderr=True)):
         for format in options.formats:
