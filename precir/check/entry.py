@@ -20,15 +20,16 @@ from precir.check.relabel import relabel
 from precir.check.search import TOLERANCE, Search, Witnessed, search
 from precir.check.suppress import suppressed
 from precir.check.wording import because, mend, message
-from precir.domains.fact import UNKNOWN
+from precir.domains.fact import UNKNOWN, Basis
 from precir.formats import FORMATS, Format, format_of
 from precir.ir import Graph, Literal, Node, Value
 from precir.lower import lower_jaxpr
 from precir.passes.facts import Facts, infer_facts
 from precir.source import Where
 
-LARGE = 1500  # nodes: a program past this is not run for a witness unless asked to
+LARGE = 2500  # nodes: a program past this is not run for a witness unless asked to
 SECONDS = 4.0
+OBSERVED = int(Basis.OBSERVED)
 # What may be told of without a run: ops that grow numbers, and those with a pole or a domain.
 SUSPECT = GROWS | {
     "log", "log2", "log1p", "sqrt", "rsqrt", "div", "acos", "asin", "acosh", "atanh",
@@ -57,7 +58,7 @@ def check(
         integers and booleans. Without `ranges`, floats are as in the example where `args` are
         arrays, and unknown where they are shapes.
       notes: whether to list notes too: what is born and killed, or hangs on something unknown.
-      seconds: how long to look for a witness; by default 4, and 0 for a program of more than 1500
+      seconds: how long to look for a witness; by default 4, and 0 for a program of more than 2500
         operations, of which only what the facts allow is told, as warnings.
 
     Returns:
@@ -112,10 +113,16 @@ class Checked:
                 severity = "error" if witness is not None else "warning"
             made.append(self._hazard(w.blame, severity, witness, self._then(w)))
         for node, symptom in _unreached(self.graph, self.facts, chosen, found):
-            made.append(self._static(node, symptom, "note" if found.complete else "warning"))
+            # bounds may be far from what happens: they speak up only where nothing was run
+            made.append(self._static(node, symptom, self._unrun(node, found)))
         order = {"error": 0, "warning": 1, "note": 2}
         made.sort(key=lambda h: (order[h.severity], h.file, h.line, h.column))
         return _distinct(made)
+
+    def _unrun(self, node: Node, found: Search) -> str:
+        """A note where something was run, or where the facts are of one example's values alone."""
+        bases = [self.facts[o].basis for o in node.inputs]
+        return "note" if found.runs or max(bases, default=0) >= OBSERVED else "warning"
 
     def _severity(self, blame: Blame) -> str:
         """A note where it hangs on arguments of which nothing is known."""

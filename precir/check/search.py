@@ -20,6 +20,7 @@ from precir.formats import FORMATS
 from precir.ir import Graph, Node, Value
 
 Array = Any
+PATIENCE: Final = 3  # times the time given, for the first run
 
 # Relative to the largest element of a result: an error that nobody takes for rounding.
 TOLERANCE: Final = {
@@ -96,6 +97,8 @@ def search(
     sizes: dict[int, list[float]] = defaultdict(list)
     for fill in fills(leaves):
         left = deadline - time.monotonic()
+        if not made.runs:
+            left = PATIENCE * seconds  # one run says more than none
         if left <= 0:
             break
         try:
