@@ -46,7 +46,7 @@ def rewritten(plain: Rule) -> Rule:
     return infer
 
 
-SETTLED = 2.0**-22
+SETTLED = 2.0**-24
 """How far a saturated activation may be from its limit."""
 
 

@@ -12,6 +12,7 @@ from precir.domains.fact import (
     join,
     negate,
     of_number,
+    project,
     top,
 )
 from precir.domains.kinds import NAN, PZERO, SPECIAL, ZERO
@@ -91,8 +92,12 @@ def scatter(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     return join(facts[0], facts[2])
 
 
-def scatter_add(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
-    return _added(node, facts[0], facts[2])
+def scatter_add(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
+    f = _added(node, facts[0], facts[2])
+    for body in node.regions:
+        if [v.type.dtype for v in body.inputs] == [node.outputs[0].type.dtype] * 2:
+            ctx.record(node, body, [project(f, body.inputs[0].type.dtype), facts[2]])
+    return f
 
 
 def scatter_sub(node: Node, facts: Sequence[Fact], _: Context) -> Answer:

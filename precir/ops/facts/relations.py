@@ -114,7 +114,7 @@ def factored(node: Node, f: Fact, facts: Sequence[Fact], of: Callable[[Operand],
             continue
         dtype = node.outputs[0].type.dtype
         least, most = (1 - t.hi, 1 - t.lo) if node.op == "sub" else (1 + t.lo, 1 + t.hi)
-        error = a.magnitude * 4 * unit(dtype) + 4 * smallest_normal(dtype)
+        error = a.magnitude * 1.5 * unit(dtype) + 4 * smallest_normal(dtype)
         size = a.magnitude * max(abs(least), abs(most)) + error
         if size < f.magnitude:
             f = tidy(f._replace(lo=max(f.lo, -size), hi=min(f.hi, size)))

@@ -12,6 +12,7 @@ from precir.domains.rounding import INFINITY, Grid
 from precir.formats import FORMATS
 from precir.ir import Literal, Node, Operand, Value
 from precir.ops.facts.context import Context
+from precir.ops.facts.gradients import softmax_operands
 from precir.ops.facts.normalised import divided
 from precir.ops.facts.norms import norm_of, shares
 from precir.ops.facts.spread_rules import RULES, STARTING, SUMS
@@ -23,6 +24,7 @@ from precir.ops.facts.spreads import (
     infimum,
     long,
     supremum,
+    together,
     unit,
     within,
 )
@@ -57,6 +59,15 @@ class Spreads:
         spread, total = rule(self, node, facts)
         if spread is None and total is None:
             return f
+        if op == "mul" and spread is not None and spread.inner == spread.outer == 0:
+            softmax = softmax_operands(node, self)
+            if softmax is not None and finite(g := self.ctx.of(softmax[0])):
+                most = softmax[1] * g.magnitude
+                spread = spread._replace(bound=min(spread.bound, most))
+        if op in ("add", "add_any", "sub") and spread is not None:
+            a, b = (self.of(o) for o in node.inputs)
+            if a is not None and b is not None and a.dims == b.dims == spread.dims:
+                f = within(f, together(a, b, self._base[spread.base]))
         return self._keep(out, spread, total, f, op in SUMS)
 
     def _keep(
@@ -88,7 +99,7 @@ class Spreads:
             count = math.prod(shape[i] for i in total.axes)
             if total.axes and total.most < 0.99 * count * f.magnitude and total.most > 1e-25:
                 self._total[out] = total
-        if sums and f.magnitude < numbers.max / 4 and f.flags & SPECIAL:
+        if sums and f.magnitude < numbers.max * 0.95 and f.flags & SPECIAL:  # nor any part of it
             f = f._replace(flags=f.flags & ~SPECIAL)
         return f
 

@@ -22,6 +22,8 @@ from precir.ops.facts.views import Dims
 MARGIN = 1.001
 """For the rounding of the few operations that a power of a base went through."""
 
+CELLS = 96
+
 
 class Base(NamedTuple):
     """A positive value, what it lies in, and what was added to it to keep it positive."""
@@ -90,6 +92,22 @@ def supremum(spread: Spread, base: Base) -> float:
     if inner + outer < 0:  # rises to there, falls from there
         points.append(min(max(eps * outer / (inner + outer), lo), hi))
     return max(_power(x * 1.000001 - eps, inner) * _power(x, outer) for x in points) * MARGIN
+
+
+def together(a: Spread, b: Spread, base: Base) -> float:
+    """The largest that the sum of two spreads of one degree is: they are not largest at once."""
+    degree = a.inner + a.outer
+    if base.eps <= 0 or degree >= 0 or a.inner == b.inner:
+        return INFINITY
+    # of (base - eps) / base, between 0 and 1, in cells
+    first, last = max(1 - base.eps / base.lo, 0.0), max(1 - base.eps / base.hi, 0.0)
+    width = (last - first) / CELLS
+    most = 0.0
+    for i in range(CELLS):
+        low, high = first + i * width, first + (i + 1) * width + 1e-5
+        size = a.bound * high**a.inner + b.bound * high**b.inner
+        most = max(most, size * _power(base.eps / (1 - low), degree))
+    return most * MARGIN
 
 
 def infimum(spread: Spread, base: Base) -> float:
