@@ -159,6 +159,15 @@ def _convert(node: Node, xs: Sequence[Array]) -> Array:
     return np.asarray(xs[0]).astype(target)
 
 
+def _bitcast(node: Node, xs: Sequence[Array]) -> Array:
+    source, target = (jax.numpy.dtype(v.type.dtype) for v in (node.inputs[0], node.outputs[0]))
+    if source.itemsize != target.itemsize:
+        return None
+    bits = np.ascontiguousarray(np.asarray(xs[0]).astype(source)).view(target)
+    bits = bits.reshape(node.outputs[0].type.shape)
+    return bits.astype(np.float64) if target.name in FORMATS else bits
+
+
 def _broadcast(node: Node, xs: Sequence[Array]) -> Array:
     shape, dims = node.params["shape"], node.params["broadcast_dimensions"]
     if len(xs) > 1:
@@ -349,7 +358,8 @@ RULES: Final[dict[str, Rule]] = {
         }.items()
     },
     "div": _div, "integer_pow": _integer_pow, "pow": _pow, "convert_element_type": _convert,
-    "cast": _convert, "broadcast_in_dim": _broadcast, "reshape": _reshape, "squeeze": _as_result,
+    "cast": _convert, "bitcast_convert_type": _bitcast,
+    "broadcast_in_dim": _broadcast, "reshape": _reshape, "squeeze": _as_result,
     "expand_dims": _expand, "transpose": _transpose, "slice": _slice, "iota": _iota,
     "concatenate": _concatenate, "select_n": _select, "clamp": _clamp, "dot_general": _dot,
     "reduce_sum": _reduce(np.sum), "reduce_max": _reduce(np.max), "reduce_min": _reduce(np.min),

@@ -121,6 +121,11 @@ CORNERS: Final[tuple[Pattern, ...]] = (
 )  # fmt: skip
 
 
+# Of ranges that are only the span of one example, whose ends all elements rarely meet at once.
+TYPICAL_OF_EXAMPLE: Final[tuple[Pattern, ...]] = (_uniform, _magnitudes)
+CORNERS_OF_EXAMPLE: Final[tuple[Pattern, ...]] = (_zero, _some_zero, _small)
+
+
 @dataclass(frozen=True)
 class Fill:
     """One input: a pair for each leaf, and whether it is of an ordinary kind."""
@@ -133,25 +138,27 @@ class Fill:
 def fills(leaves: Sequence[Leaf], seed: int = 0, mixed: int = 24) -> Iterator[Fill]:
     """The example, ordinary inputs, corners, mixtures; forever different ones at the end."""
     rng = np.random.default_rng(seed)
+    typical, corners = TYPICAL, CORNERS
     if any(x.value is not None for x in leaves if x.floating):
+        typical, corners = TYPICAL_OF_EXAMPLE, CORNERS_OF_EXAMPLE
         yield Fill(tuple(_example(x, rng) for x in leaves), True, "example")
     free = [x for x in leaves if not x.fixed]
     if not free:
         yield Fill(tuple(_fixed(x, rng) for x in leaves), True, "constant")
         return
-    for pattern in (*TYPICAL, *TYPICAL):
+    for pattern in (*typical, *typical):
         yield _filled(leaves, [pattern] * len(leaves), rng, True)
-    for pattern in CORNERS:
+    for pattern in corners:
         yield _filled(leaves, [pattern] * len(leaves), rng, False)
-    both = (*TYPICAL, *CORNERS)
+    both = (*typical, *corners)
     if len(free) > 1:
         for _ in range(mixed):
             chosen = [both[rng.integers(len(both))] for _ in leaves]
-            yield _filled(leaves, chosen, rng, all(c in TYPICAL for c in chosen))
+            yield _filled(leaves, chosen, rng, all(c in typical for c in chosen))
         for pattern in (_uniform, _magnitudes):
             yield _alike(leaves, pattern, rng)
     for _ in range(6):
-        chosen = [TYPICAL[rng.integers(len(TYPICAL))] for _ in leaves]
+        chosen = [typical[rng.integers(len(typical))] for _ in leaves]
         yield _filled(leaves, chosen, rng, True)
 
 

@@ -111,6 +111,8 @@ class Run:
             lows = [_step_by_step(node, operands[0].low)]
         if node.op == "scatter-add" and node.outputs[0].type.dtype in SMALL:
             lows = [scattered(node, [p.low for p in operands])]
+        if node.op == "div" and node.outputs[0].type.dtype in FORMATS and _repeated(node.inputs[1]):
+            lows = [_by_reciprocal(lows[0], operands, node.outputs[0].type.dtype)]
         if all(p.same for p in operands):
             # one computation serves both, but for the rounding
             wides = exact
@@ -309,6 +311,19 @@ def spoiled(pair: Pair) -> bool:
         return False
     wide = np.broadcast_to(np.asarray(pair.wide, np.float64), low.shape)
     return bool((bad & np.isfinite(wide)).any() or np.isnan(low).any())
+
+
+def _repeated(operand: Operand) -> bool:
+    """Whether many elements of an operand are one number, broadcast."""
+    node = operand.node if isinstance(operand, Value) else None
+    return node is not None and node.op == "broadcast_in_dim"
+
+
+def _by_reciprocal(low: Array, operands: Sequence[Pair], dtype: str) -> Array:
+    """XLA divides by a broadcast number by multiplying with its reciprocal, which may overflow."""
+    x, y = (np.asarray(p.low, np.float64) for p in operands)
+    product = rounded(x * rounded(1 / y, dtype), dtype)
+    return np.where(np.isfinite(low) & ~np.isfinite(product), product, low)
 
 
 def _step_by_step(node: Node, x: Array) -> Array:
