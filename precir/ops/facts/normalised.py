@@ -34,6 +34,10 @@ def at_least(y: Value, ctx: Context, depth: int = 4) -> Iterator[Value]:
         for part, other in (node.inputs, node.inputs[::-1]):
             if isinstance(part, Value) and (node.op == "max" or ctx.of(other).lo >= 0):
                 yield from at_least(part, ctx, depth - 1)
+    elif node.op == "sub":
+        part, other = node.inputs
+        if isinstance(part, Value) and part.type.shape == y.type.shape and ctx.of(other).hi <= 0:
+            yield from at_least(part, ctx, depth - 1)
     elif node.op == "select_n":
         which = ctx.of(node.inputs[0])
         chosen = node.inputs[1 + int(which.lo)] if which.point else None

@@ -35,19 +35,21 @@ EXACT = frozenset([
 def recomputed(x: Value, f: Fact, ctx: Context) -> float:
     """How far two computations of one value may be apart."""
     pending: list[Operand] = [x]
+    most = 0.0  # of what is not some operand's number
     for _ in range(LOOKED_AT):
         if not pending:
-            return 0.0
+            return min(most, f.magnitude) * CONTRACTED
         value = pending.pop()
         if not isinstance(value, Value) or value.type.dtype not in FORMATS:
             continue
         if value.node is None:
             if not ctx.is_argument(value):
                 break
-        elif value.node.op not in EXACT:
-            break
-        else:
+        elif value.node.op in EXACT:
             pending += value.node.inputs
+        elif constant(value) is None:
+            found = ctx.of(value)
+            most = max(most, found.magnitude if found.lo <= found.hi else 0.0)
     return f.magnitude * CONTRACTED
 
 

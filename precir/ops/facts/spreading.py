@@ -22,6 +22,7 @@ from precir.ops.facts.spreads import (
     Total,
     finite,
     infimum,
+    is_zero,
     long,
     supremum,
     together,
@@ -160,6 +161,9 @@ class Spreads:
         if node is None:
             return None
         if node.op == "sub":
+            x, y = node.inputs
+            if isinstance(x, Value) and x.type == operand.type and is_zero(self.ctx.of(y)):
+                return self.of(x, depth - 1)
             found = self._differing(node, self.ctx) if self._difference else None
             if found is not None and len(found.dims) == operand.type.rank:
                 self._spread[operand] = found
