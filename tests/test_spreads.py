@@ -193,6 +193,47 @@ def test_wrong_axis_is_bounded_by_the_other() -> None:
     assert magnitude(wrong_axis, (WIDTH, WIDTH), (WIDTH,)) == pytest.approx(4, rel=1e-2)
 
 
+def softmax_form(x, g, h, axis=-1, power=-2, sign=-1):
+    """The gradient of a softmax as JAX writes it, or nearly."""
+    e = jnp.exp(x)
+    s = jnp.sum(e, -1, keepdims=True)
+    mean = jnp.sum(g * jax.lax.integer_pow(s, power) * e, axis, keepdims=True)
+    return (h / s + sign * mean) * e if sign > 0 else (h / s + -mean) * e
+
+
+def test_gradient_of_softmax() -> None:
+    def right(x, g):
+        return softmax_form(x, g, g)
+
+    shape = (WIDTH, WIDTH)
+    assert 0.5 <= magnitude(right, shape, shape) <= 0.52
+    call = jax.jit(right)
+    for x in (np.eye(WIDTH) * 2 - 1, np.ones(shape), np.eye(WIDTH)):
+        for g in (np.eye(WIDTH) * 2 - 1, 1 - 2 * np.eye(WIDTH)):
+            found = np.abs(np.asarray(call(x.astype(np.float32), g.astype(np.float32)))).max()
+            assert found <= magnitude(right, shape, shape)
+
+
+def test_what_is_not_the_gradient_of_softmax() -> None:
+    shape = (WIDTH, WIDTH)
+
+    def of_another(x, g, h):
+        return softmax_form(x, g, h)
+
+    def over_other_axis(x, g):
+        return softmax_form(x, g, g, axis=0)
+
+    def added(x, g):
+        return softmax_form(x, g, g, sign=1)
+
+    def first_power(x, g):
+        return softmax_form(x, g, g, power=-1)
+
+    assert magnitude(of_another, shape, shape, shape) > 0.6
+    for function in (over_other_axis, added, first_power):
+        assert magnitude(function, shape, shape) > 0.6
+
+
 def test_regrouped() -> None:
     assert regrouped(frozenset([2]), (8, 64, 384), (8, 64, 3, 4, 32)) == ({2, 3, 4}, 1)
     assert regrouped(frozenset([2, 3, 4]), (8, 64, 3, 4, 32), (8, 64, 384)) == ({2}, 1)
