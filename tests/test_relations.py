@@ -9,7 +9,7 @@ import pytest
 from jax import lax
 
 import precir
-from precir.domains.fact import Fact, contains, interval
+from precir.domains.fact import Fact, contains, interval, of_array
 from precir.passes.facts import infer_facts
 
 N = 8
@@ -284,3 +284,13 @@ def test_cases_are_not_taken_across_elements() -> None:
         return (jax.nn.silu(x) / (jnp.sum(jax.nn.silu(x), -1, keepdims=True) + 3.0)) * x
 
     holds(function, fact_of(function, 20.0), 20.0)
+
+
+@pytest.mark.parametrize("function", [jnp.tanh, jax.nn.sigmoid, lax.erf])
+def test_saturated(function) -> None:
+    """Far out an activation is at its limit; infinities of the other sign are at the other."""
+    graph = precir.compile(function).program(jnp.zeros(3)).graph
+    for values in ([np.inf, -np.inf], [30.0, -np.inf], [-30.0, np.inf], [30.0, 1e30], [-30.0, -50]):
+        x = np.array(values, np.float32)
+        f = infer_facts(graph, [of_array(x)])[graph.outputs[0]]
+        assert contains(f, np.asarray(function(jnp.asarray(x))))

@@ -84,10 +84,10 @@ def rising(
         if not ends:
             return Fact(INFINITY, -INFINITY, INFINITY, flags, True)
         lo, hi = widen(min(ends), max(ends), relative)
-        if settled is not None and high - high == 0:
-            if a.lo > settled:
+        if settled is not None and a.lo <= a.hi:
+            if a.lo > settled and not a.flags & NINF:
                 lo = max(lo, high - SETTLED)
-            if a.hi < -settled:
+            if a.hi < -settled and not a.flags & PINF:
                 hi = min(hi, low + SETTLED)
         if bottom is not None:
             lo = max(lo, bottom)
