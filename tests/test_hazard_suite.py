@@ -25,8 +25,15 @@ FILLS = 30
 BOTH = (*HAZARDS, *held_out.HAZARDS)
 BOTH_SAFE = (*SAFE, *held_out.SAFE)
 
-every_hazard = pytest.mark.parametrize("case", BOTH, ids=lambda case: case.name)
-every_safe = pytest.mark.parametrize("case", BOTH_SAFE, ids=lambda case: case.name)
+
+def each(tuned: tuple[Case, ...], others: tuple[Case, ...]) -> pytest.MarkDecorator:
+    """Over both suites; the fast tests look at the first."""
+    rest = [pytest.param(case, marks=pytest.mark.sweep) for case in others]
+    return pytest.mark.parametrize("case", [*tuned, *rest], ids=lambda case: case.name)
+
+
+every_hazard = each(HAZARDS, held_out.HAZARDS)
+every_safe = each(SAFE, held_out.SAFE)
 
 
 def leaves(outputs: Any) -> list[np.ndarray]:
