@@ -294,3 +294,11 @@ def test_saturated(function) -> None:
         x = np.array(values, np.float32)
         f = infer_facts(graph, [of_array(x)])[graph.outputs[0]]
         assert contains(f, np.asarray(function(jnp.asarray(x))))
+
+
+def test_cases_underflow() -> None:
+    """What is known by cases is rounded into its dtype, as all is."""
+    graph = precir.compile(lax.erfc).program(jnp.zeros(3, jnp.float16)).graph
+    x = np.array([-9.1484375, 7.625, 0.5], np.float16)
+    f = infer_facts(graph, [of_array(x)])[graph.outputs[0]]
+    assert contains(f, np.asarray(jax.jit(lax.erfc)(jnp.asarray(x))))

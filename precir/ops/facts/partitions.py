@@ -157,18 +157,18 @@ class Partitions:
         self._count[of] = self._count.get(of, 0) + 1
         known = [self._facts_of(o, of) for o in node.inputs]
         found: list[Fact] = []
+        whole = f
         basis = max(x.basis for x in facts)
         for i in range(len(self._cases[of].facts)):
             given = [
                 fact if cases is None else cases[i]
                 for cases, fact in zip(known, facts, strict=True)
             ]
-            one = project(_infer(node, given, _Case(self, of, i)), dtype)
+            exact = _infer(node, given, _Case(self, of, i))
+            whole = exact if i == 0 else join(whole, exact)
+            one = project(exact, dtype)
             found.append(one if one.basis == basis else one._replace(basis=basis))
         self._cases[out] = Cases(of, tuple(found))
-        whole = found[0]
-        for one in found[1:]:
-            whole = join(whole, one)
         return meet(f, whole)
 
     def _facts_of(self, operand: Operand, of: Value) -> tuple[Fact, ...] | None:
