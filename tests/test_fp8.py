@@ -35,7 +35,8 @@ def test_every_product_accounted_for(program: Program) -> None:
     args, kwargs = first_arguments(program)
     found = compiled(program).program(*args, **kwargs)
     products = found.assignment.products
-    dots = [n for n in found.stages[1].graph.walk() if n.op == "dot_general"]
+    assigned = {stage.name: stage.graph for stage in found.stages}["assign"]
+    dots = [n for n in assigned.walk() if n.op == "dot_general"]
     assert {p.node for p in products if p.node.op == "dot_general"} == set(dots)
     if program.products is not None:
         assert len(dots) <= program.products  # a product nobody reads is dropped

@@ -221,20 +221,24 @@ def power_of(node: Node, facts: Sequence[Fact]) -> Fact:
             flags |= ZERO if a.flags & NZERO else PZERO
     small = max(a.tiny, a.lo, 0.0)
     ends = [_real_power(x, y) for x in (small, a.hi) for y in (b.lo, b.hi) if 0 < x <= a.hi]
-    if not ends:
-        ends = [0.0, 1.0] if b.flags & ZERO else [0.0]
+    if not ends:  # powers of zero: 1, or nothing but what the flags say
+        ends = [1.0] if b.flags & ZERO else [0.0]
     lo, hi = min(ends), max(ends)
     if a.flags & ZERO and b.flags & ZERO:
         lo, hi = min(lo, 1.0), max(hi, 1.0)
-    error = (2.0**-16 if dtype != "float64" else 2.0**-44) * (
-        1 + abs(math.log(hi)) if 0 < hi < INFINITY else 88
-    )
+    exponents = [abs(math.log(e)) if 0 < e < INFINITY else 88.0 for e in (lo, hi)]
+    error = (2.0**-16 if dtype != "float64" else 2.0**-44) * (1 + max(exponents))
     low, high = widen(lo, hi, min(error, 0.5))
     if hi <= 1.0:
         high = min(high, 1.0)
     tiny = max(low, 0.0)
     if flags & ZERO:
         low = 0.0
+    if not tiny:
+        if hi:  # a power underflowed here, in float64
+            tiny, flags = 5e-324, flags | PZERO
+        else:
+            tiny = INFINITY
     return tidy(Fact(max(low, 0.0), high, tiny, flags, False, basis))
 
 
