@@ -100,6 +100,7 @@ OPS: tuple[Op, ...] = (
     bound("select_and_scatter_add", folds.scatter_windows),
     bound("device_put", moving.passed_on),
     bound("reshard", moving.passed_on),
+    bound("polynomial", functions.polynomial),
     bound("ragged_dot_general", folds.ragged_dot),
     *map(bound, ["select_and_scatter", "approx_top_k", "debug_callback", "pure_callback",
                  "io_callback"]),

@@ -114,9 +114,10 @@ def _value(function: Callable[[float], float], x: float) -> float:
 
 
 exp = rule(curves.of_exp(math.exp))
-exp2 = rule(curves.of_exp(curves.of_exp2))
+# JAX 0.12 multiplies an exponent of up to 128 by log(2) in the operand's own dtype
+exp2 = rule(curves.of_exp(curves.of_exp2), steps=48)
 log = rewritten(rule(curves.of_log(math.log)))
-log2 = rule(curves.of_log(math.log2))
+log2 = rule(curves.of_log(math.log2), steps=2)
 log1p = rule(curves.of_log1p)
 expm1 = rising(math.expm1, -1.0, INFINITY, odd=True, bottom=-1.0)
 sqrt = rewritten(rule(curves.of_sqrt))
@@ -165,3 +166,18 @@ def anything(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     """Nothing is known but the dtype."""
     basis = max((f.basis for f in facts), default=0)
     return [top(v.type.dtype)._replace(basis=basis) for v in node.outputs]
+
+
+def polynomial(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
+    """JAX 0.12: of x and its coefficients, in whichever order they are."""
+    x, *coefficients = facts
+    basis = max(f.basis for f in facts)
+    if not all(f.finite and not f.empty for f in facts) or is_complex(node.outputs[0].type.dtype):
+        return ANYTHING._replace(basis=basis)
+    most = max(1.0, x.magnitude)
+    try:
+        bound = sum(c.magnitude for c in coefficients) * most ** (len(coefficients) - 1)
+    except OverflowError:
+        return ANYTHING._replace(basis=basis)
+    bound *= 1 + len(coefficients) * 2 * epsilon(node.outputs[0].type.dtype)
+    return interval(-bound, bound)._replace(basis=basis)

@@ -22,6 +22,7 @@ ELEMENTWISE = frozenset(
         "expm1",
         "log",
         "log2",
+        "one_minus_square",
         "log1p",
         "sqrt",
         "rsqrt",

@@ -28,7 +28,8 @@ from precir.ops.facts.views import constant
 SATURATING = frozenset(["tanh", "logistic", "erf", "erfc"])
 UNARY = frozenset([
     "neg", "exp", "exp2", "expm1", "log1p", "tanh", "logistic", "erf", "erfc", "abs", "sign",
-    "square", "integer_pow", "max", "min", "convert_element_type", "stop_gradient", "copy",
+    "square", "one_minus_square", "integer_pow", "max", "min", "convert_element_type",
+    "stop_gradient", "copy",
     "clamp", "floor", "ceil", "sin", "cos",
 ])  # fmt: skip
 """Ops whose rules say of each element what holds of it, whatever the others are."""

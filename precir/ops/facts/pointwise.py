@@ -23,7 +23,7 @@ from precir.domains.fact import (
 )
 from precir.domains.kinds import INF, NAN, NINF, NZERO, PINF, PZERO, SPECIAL, ZERO
 from precir.domains.rounding import INFINITY, Grid, round_nearest
-from precir.ir import Node
+from precir.ir import Literal, Node, Value
 from precir.ops.facts.algebra import is_complex, is_float, smallest_normal
 from precir.ops.facts.context import Answer, Context, Rule
 
@@ -318,11 +318,32 @@ def _truncated(a: Fact, numbers: Integers, target: str) -> Fact:
     return interval(lo, hi, 0, 1.0, True)._replace(basis=a.basis)
 
 
-def bitcast(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
+def _shortened(node: Node, source: str, target: str) -> Value | None:
+    """X of a float whose last bits were masked out: nearer to zero than x, its sign kept."""
+    made = node.inputs[0].node if isinstance(node.inputs[0], Value) else None
+    if made is None or made.op != "and" or (source, target) != ("uint32", "float32"):
+        return None
+    for bits, mask in (made.inputs, made.inputs[::-1]):
+        given = bits.node if isinstance(bits, Value) else None
+        if given is None or given.op != "bitcast_convert_type" or not isinstance(mask, Literal):
+            continue
+        inner = given.inputs[0]
+        keeps = isinstance(mask.value, int) and mask.value >= 0xFF800000  # sign and exponent
+        if keeps and isinstance(inner, Value) and inner.type.dtype == target:
+            return inner
+    return None
+
+
+def bitcast(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     """Of integers that are the patterns of finite positive floats, the floats, in order."""
     a, source, target = facts[0], node.inputs[0].type.dtype, node.outputs[0].type.dtype
     if source == target:
         return a
+    whole = _shortened(node, source, target)
+    if whole is not None:
+        f = ctx.of(whole)
+        if f.finite and not f.empty:
+            return Fact(min(f.lo, 0.0), max(f.hi, 0.0), 0.0, ZERO, False, f.basis)
     numbers, given = numbers_of(target), numbers_of(source)
     if isinstance(numbers, Grid) and isinstance(given, Integers) and not is_complex(target):
         width = np.dtype(f"uint{source.lstrip('uint')}")
