@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import reduce
 from types import MappingProxyType
 from typing import Any, Final
@@ -24,7 +24,7 @@ _SUBNORMAL: Final = -127  # the bin of float32's subnormals
 _HEAD: Final = 10  # of the vector that `precir.kernels.observe` makes: see there
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stats:
     """Statistics of all elements seen of one tensor, over batches and iterations.
 
@@ -61,6 +61,18 @@ class Stats:
     partial: bool = False
 
     # -- made of -------------------------------------------------------------------------------
+
+    def __eq__(self, other: object) -> bool:
+        """Field by field, NaN being equal to NaN."""
+        return isinstance(other, Stats) and self._told() == other._told()
+
+    def __hash__(self) -> int:
+        return hash((self.format.name, self.count, self.zeros))
+
+    def _told(self) -> tuple[str, ...]:
+        bins = None if self.bins is None else sorted(self.bins.items())
+        rest = [getattr(self, f.name) for f in fields(self) if f.name != "bins"]
+        return (*map(repr, rest), repr(bins))
 
     @classmethod
     def of(cls, x: Any, format: DTypeLike | Format | None = None) -> Stats:
