@@ -306,7 +306,7 @@ class _Lowering:
             dropped = {*_REGIONS[op], *_DROPPED.get(op, ())}
             params = {k: v for k, v in raw.items() if k not in dropped}
             if op == "scan":
-                params = _scan_params(raw)
+                params = scan_params(raw)
             if op in _INLINED:
                 (called,) = held
                 return {}, (self.region(called, raw["name"], scope, phase, weak),)
@@ -404,7 +404,7 @@ def _says_nothing(sharding: Any) -> bool:
     return mesh is not None and AxisType.Explicit not in (mesh.axis_types or ())
 
 
-def _scan_params(raw: Mapping[str, Any]) -> dict[str, Any]:
+def scan_params(raw: Mapping[str, Any]) -> dict[str, Any]:
     """num_consts and num_carry under every JAX: from 0.11 on they hide in a flattened tree."""
     if "ft_in" in raw:
         consts, carry, _ = (len(part) for part in raw["ft_in"].unpack())

@@ -60,8 +60,6 @@ class Stats:
     bins: Mapping[int, int] | None = field(default_factory=dict)
     partial: bool = False
 
-    # -- made of -------------------------------------------------------------------------------
-
     def __eq__(self, other: object) -> bool:
         """Field by field, NaN being equal to NaN."""
         return isinstance(other, Stats) and self._told() == other._told()
@@ -73,6 +71,8 @@ class Stats:
         bins = None if self.bins is None else sorted(self.bins.items())
         rest = [getattr(self, f.name) for f in fields(self) if f.name != "bins"]
         return (*map(repr, rest), repr(bins))
+
+    # -- made of -------------------------------------------------------------------------------
 
     @classmethod
     def of(cls, x: Any, format: DTypeLike | Format | None = None) -> Stats:

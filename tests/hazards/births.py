@@ -10,7 +10,7 @@ import numpy as np
 from jax._src import source_info_util
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from precir.lower import _scan_params
+from precir.lower import scan_params
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def enter(body: Any, operands: list[Any], found: list[Birth], site: tuple[str, i
 def scan(
     params: dict[str, Any], operands: list[Any], found: list[Birth], site: tuple[str, int]
 ) -> list[Any]:
-    params = {**params, **_scan_params(params)}
+    params = {**params, **scan_params(params)}
     consts = operands[: params["num_consts"]]
     carry = operands[params["num_consts"] :][: params["num_carry"]]
     inputs = operands[params["num_consts"] + params["num_carry"] :]

@@ -2,8 +2,9 @@
 
 A rewrite that is exact for real numbers may leave the format where the program did not, or stay in
 it where the program did not: on a CPU, with the flags that JAX sets, x / y with a broadcast y is
-x * (1 / y), log(exp(x)) is x, (x / y) / z is x / (y * z), and constants are folded. What a program
-really returns is one or the other, so that facts hold both.
+x * (1 / y), log(exp(x)) is x, (x / y) / z is x / (y * z), a mask times x is a choice (from JAX 0.12
+on), and constants are folded. What a program really returns is one or the other, so that facts hold
+both.
 """
 
 from __future__ import annotations
@@ -121,11 +122,27 @@ def products(node: Node, dtype: str, ctx: Context) -> Iterator[Fact]:
     for x, y in (node.inputs, node.inputs[::-1]):
         if constant(y) is not None:
             yield from _folded(x, ctx.of(y), dtype, ctx)
+        if ctx.of(y).flags & SPECIAL and _was_boolean(x):
+            yield join(ctx.of(y), of_number(0.0))  # where(mask, y, 0): not NaN outside the mask
     one, other = (shown(o) for o in node.inputs)
     if one is not None and other is not None and one.op == other.op == "exp":
         a, b = ctx.of(one.inputs[0]), ctx.of(other.inputs[0])
         total = project(add_facts(a, b, smallest(dtype)), dtype)
         yield _one(functions.exp(one, [total], ctx))
+
+
+def _was_boolean(operand: Operand) -> bool:
+    """Whether an operand shows booleans, cast: XLA chooses by those instead of multiplying."""
+    for _ in range(FAR):
+        node = operand.node if isinstance(operand, Value) else None
+        if node is None or not node.inputs:
+            return False
+        if node.op == "convert_element_type":
+            return node.inputs[0].type.dtype == "bool"
+        if node.op == "neg" or (node.op not in SHOWING and node.op != "split"):
+            return False
+        operand = node.inputs[0]
+    return False
 
 
 def _folded(x: Operand, factor: Fact, dtype: str, ctx: Context) -> Iterator[Fact]:
