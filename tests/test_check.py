@@ -91,8 +91,42 @@ def test_what_hangs_on_the_unknown_is_a_note() -> None:
         return 1 / x
 
     assert precir.check(divide, shape(4), ranges=(None,)) == []
+    (note,) = precir.check(divide, shape(4), ranges=(None,), notes=True)
+    assert (note.severity, note.primitive, note.witness) == ("note", "div", None)
     found = precir.check(divide, shape(4), ranges=(precir.Range(-1, 1),))
     assert [h.severity for h in found] == ["error"]
+
+
+def test_an_inexact_whole_number_that_no_result_shows_is_a_note() -> None:
+    def unused(ids: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.tanh(1e4 + ids.astype(x.dtype)) * x
+
+    ids = jax.ShapeDtypeStruct((8,), np.int32)  # type: ignore[no-untyped-call]
+    ranges = (precir.Range(3000, 4000), UNIT)
+    assert precir.check(unused, ids, shape(8), ranges=ranges) == []
+    found = precir.check(lambda i, x: i.astype(x.dtype) + x, ids, shape(8), ranges=ranges)
+    assert [(h.kind, h.severity) for h in found] == [("inexact", "error")]
+
+
+@pytest.mark.parametrize(
+    ("real", "happened"), [([256.0, 256.0], True), ([400.0, 399.0], False), ([np.nan, 256], True)]
+)
+def test_an_error_is_confirmed_by_what_really_came_out(real: Any, happened: bool) -> None:
+    from precir.check.entry import _alike
+    from precir.check.shadow import Pair
+
+    simulated = Pair(np.array([256.0, 256.0]), np.array([400.0, 400.0]))
+    assert _alike(np.array(real), simulated) is happened
+    assert not _alike(np.array(real), Pair(simulated.low, simulated.low))
+
+
+def test_a_batch_of_keys_is_an_argument() -> None:
+    def noise(keys: jax.Array, x: jax.Array) -> jax.Array:
+        return jax.vmap(lambda k: jax.random.normal(k, (), x.dtype))(keys) * x
+
+    keys = jax.random.split(jax.random.key(0), 3)
+    assert precir.check(noise, keys, shape(3), ranges=(None, UNIT)) == []
+    assert precir.check(noise, jax.eval_shape(lambda: keys), shape(3), ranges=(None, UNIT)) == []
 
 
 def test_example_values_are_ranges() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from precir.check.fills import Leaf
 from precir.domains.fact import Basis, Fact, of_array, top
+from precir.domains.kinds import ZERO
 from precir.domains.range import Range
 from precir.errors import PrecirError
 from precir.formats import FORMATS, Format
@@ -157,7 +158,9 @@ def _dtype(x: Any) -> str:
 def abstract(leaf: Leaf, dtype: str) -> Any:
     """What to trace with in place of an array, in that dtype if it is a float."""
     if leaf.dtype.startswith("key"):
-        return leaf.value if leaf.value is not None else jax.eval_shape(lambda: jax.random.key(0))
+        if leaf.value is not None:
+            return leaf.value
+        return jax.eval_shape(lambda: jax.numpy.broadcast_to(jax.random.key(0), leaf.shape))
     shaped: Any = jax.ShapeDtypeStruct
     return shaped(leaf.shape, jax.numpy.dtype(dtype if leaf.floating else leaf.dtype))
 
@@ -176,5 +179,5 @@ def fact_of(leaf: Leaf, example: bool) -> Fact | None:
         return of_array(leaf.value, int(Basis.OBSERVED))
     if leaf.floating:
         f = top(leaf.dtype)  # any finite number
-        return f._replace(flags=3, basis=int(Basis.UNKNOWN))
+        return f._replace(flags=ZERO, basis=int(Basis.UNKNOWN))
     return top(leaf.dtype)._replace(basis=int(Basis.UNKNOWN))

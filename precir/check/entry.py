@@ -18,9 +18,11 @@ from precir.check.hazard import Hazard, Step
 from precir.check.literals import true_literals
 from precir.check.relabel import relabel
 from precir.check.search import TOLERANCE, Search, Witnessed, search
+from precir.check.shadow import Pair, numbers
 from precir.check.suppress import suppressed
 from precir.check.wording import because, mend, message
 from precir.domains.fact import UNKNOWN, Basis
+from precir.domains.kinds import INF
 from precir.formats import FORMATS, Format, format_of
 from precir.ir import Graph, Literal, Node, Value
 from precir.lower import lower_jaxpr
@@ -29,6 +31,7 @@ from precir.source import Where
 
 LARGE = 2500  # nodes: a program past this is not run for a witness unless asked to
 SECONDS = 4.0
+COMPARES = frozenset(("eq", "ne", "lt", "le", "gt", "ge", "argmax", "argmin", "sort", "top_k"))
 OBSERVED = int(Basis.OBSERVED)
 # What may be told of without a run: ops that grow numbers, and those with a pole or a domain.
 SUSPECT = GROWS | {
@@ -106,13 +109,13 @@ class Checked:
         chosen = _one_per_cause(found.found.values(), place)
         made = []
         for w in chosen:
-            severity = self._severity(w.blame)
+            severity = self._severity(w)
             witness = None
             if severity == "error":
                 witness = real.confirms(w) if real is not None else None
                 severity = "error" if witness is not None else "warning"
             made.append(self._hazard(w.blame, severity, witness, self._then(w)))
-        for node, symptom in _unreached(self.graph, self.facts, chosen, found):
+        for node, symptom in _unreached(self.graph, self.facts, chosen):
             # bounds may be far from what happens: they speak up only where nothing was run
             made.append(self._static(node, symptom, self._unrun(node, found)))
         order = {"error": 0, "warning": 1, "note": 2}
@@ -124,8 +127,12 @@ class Checked:
         bases = [self.facts[o].basis for o in node.inputs]
         return "note" if found.runs or max(bases, default=0) >= OBSERVED else "warning"
 
-    def _severity(self, blame: Blame) -> str:
-        """A note where it hangs on arguments of which nothing is known."""
+    def _severity(self, w: Witnessed) -> str:
+        """A note where it hangs on arguments of which nothing is known, or shows in no result."""
+        blame = w.blame
+        unseen = blame.root.kind == "inexact" and all(p.same for p in w.outs)
+        if unseen and not self._decides(blame.birth):
+            return "note"
         operands = [o for o in blame.birth.inputs if isinstance(o, Value)]
         root = blame.root.node
         if root is not None and root is not blame.birth:
@@ -133,6 +140,12 @@ class Checked:
         if operands and any(self.facts[o].basis == UNKNOWN for o in operands):
             return "note"
         return "error"
+
+    def _decides(self, node: Node) -> bool:
+        """Whether a comparison hangs on it: the shadow takes its outcome over."""
+        if not any(n is node for n in self.graph.nodes):
+            return True  # in a sub-program: not looked into
+        return any(n.op in COMPARES for n in self.graph.descendants(node))
 
     def _then(self, w: Witnessed) -> tuple[Step, ...]:
         """What it does to the results."""
@@ -335,9 +348,7 @@ def _distinct(hazards: Sequence[Hazard]) -> list[Hazard]:
     return kept
 
 
-def _unreached(
-    graph: Graph, facts: Facts, chosen: Sequence[Witnessed], found: Search
-) -> list[tuple[Node, str]]:
+def _unreached(graph: Graph, facts: Facts, chosen: Sequence[Witnessed]) -> list[tuple[Node, str]]:
     """Births that the facts allow and no run showed."""
     shown = {id(w.blame.birth) for w in chosen}
     births = []
@@ -347,12 +358,10 @@ def _unreached(
         if node.op not in SUSPECT:
             continue
         f = facts[node.outputs[0]]
-        operands = [facts[o] for o in node.inputs]
-        if any(o.basis == UNKNOWN or not o.finite for o in operands) or f.finite:
+        if f.finite or not all(facts[o].finite for o in node.inputs):
             continue
-        if node.outputs[0].type.dtype not in FORMATS or node.op == "constant":
-            continue
-        births.append((node, "nan" if f.flags & 16 and not f.flags & 12 else "inf"))
+        if node.outputs[0].type.dtype in FORMATS:
+            births.append((node, "inf" if f.flags & INF else "nan"))
     return births
 
 
@@ -372,31 +381,44 @@ class _Real:
                 outs = jax.tree.leaves(self._fn(*args, **kwargs))
         except Exception:  # a function that raises on its input is not a witness
             return None
-        if not self._shows(w, np.asarray(outs[w.blame.output])):
+        if not self._shows(w, [numbers(o) for o in outs]):
             return None
         wide = [_wide(p.wide, x) for p, x in zip(w.fill.pairs, leaves, strict=True)]
         return jax.tree.unflatten(self._structure, wide)
 
-    def _shows(self, w: Witnessed, out: Any) -> bool:
-        dtype = str(out.dtype)
-        if dtype not in FORMATS:
-            return w.up_to is not None and not np.array_equal(out, w.up_to)
-        real = out.astype(np.float64)
-        if w.blame.symptom in ("nan", "inf"):
-            return not np.isfinite(real).all() or self._off(w, real, dtype)
-        if w.blame.symptom == "zero":
-            return not real.any()
+    def _shows(self, w: Witnessed, outs: Sequence[Any]) -> bool:
+        """Whether the symptom is in the results of the real run."""
+        symptom, pair, out = w.blame.symptom, w.outs[w.blame.output], outs[w.blame.output]
         if w.blame.root.kind == "inexact":
-            return True  # a cast's rounding is no matter of order
-        if w.blame.symptom == "stuck":
-            return not np.array_equal(real, w.up_to)
-        return self._off(w, real, dtype) or not np.isfinite(real).all()
+            return any(map(_alike, outs, w.outs))
+        if symptom in ("stuck", "index") or str(out.dtype) not in FORMATS:
+            return _alike(out, pair)
+        real = out.astype(np.float64)
+        if symptom == "zero":
+            return not real.any()
+        if symptom in ("nan", "inf") and np.isfinite(real).all():
+            return _off(real, pair, str(out.dtype))  # killed, but what is left is wrong
+        return not np.isfinite(real).all() or _off(real, pair, str(out.dtype))
 
-    def _off(self, w: Witnessed, real: Any, dtype: str) -> bool:
-        with np.errstate(all="ignore"):
-            error = np.abs(real - w.up_to).max()
-            size = np.abs(w.up_to).max()
-        return bool(error > 0.5 * TOLERANCE.get(dtype, 1.0) * size)
+
+def _alike(out: Any, pair: Pair) -> bool:
+    """Whether a real result is the simulated one where that differs from the shadow's."""
+    low, wide = numbers(pair.low), numbers(pair.wide)
+    if low.dtype.kind not in "fiu" or pair.same:
+        return False
+    with np.errstate(all="ignore"):
+        low, wide, real = (np.asarray(x, np.float64) for x in (low, wide, out))
+        apart = ~((low == wide) | (np.isnan(low) & np.isnan(wide)))
+        nearer = (np.abs(real - low) < np.abs(real - wide)) | ~np.isfinite(real)
+    return bool(apart.any() and nearer[apart].mean() > 0.5)
+
+
+def _off(real: Any, pair: Pair, dtype: str) -> bool:
+    """Whether a real result is far from the shadow's."""
+    wide = np.asarray(pair.wide, np.float64)
+    with np.errstate(all="ignore"):
+        error, size = np.abs(real - wide).max(), np.abs(wide).max()
+    return bool(error > 0.5 * TOLERANCE.get(dtype, 1.0) * size)
 
 
 def _array(x: Any, leaf: Leaf) -> Any:

@@ -31,12 +31,23 @@ TOLERANCE: Final = {
 
 @dataclass(frozen=True)
 class Witnessed:
-    """Something that happened in a simulated run."""
+    """Something that happened in a simulated run, on an input, with all of its results."""
 
     blame: Blame
     fill: Fill
-    up_to: Array = None  # the shadow's result, for a comparison with a real run
-    shows: str = ""  # what the result holds: "nan", "inf", "0"; nothing for one that is only wrong
+    outs: tuple[Pair, ...]
+
+    @property
+    def shows(self) -> str:
+        """What the result holds: "NaN", "inf", "0"; nothing if it is only wrong."""
+        low = numbers(self.outs[self.blame.output].low)
+        if low.dtype.kind != "f":
+            return ""
+        if np.isnan(low).any():
+            return "NaN"
+        if np.isinf(low).any():
+            return "inf"
+        return "0" if low.size and not low.any() else ""
 
 
 @dataclass
@@ -45,14 +56,12 @@ class Search:
 
     Attributes:
       found: what went wrong, the first input of each.
-      killed: births of infinities and NaN that reached no result.
       runs: how many inputs were run.
       complete: whether all inputs were tried in the time given.
       refused: the op that cannot be run on its own, if that ended it.
     """
 
     found: dict[Any, Witnessed] = field(default_factory=dict)
-    killed: dict[Node, str] = field(default_factory=dict)
     runs: int = 0
     complete: bool = False
     refused: str = ""
@@ -60,19 +69,7 @@ class Search:
     def add(self, blame: Blame, fill: Fill, outs: Sequence[Pair]) -> None:
         key = (id(blame.birth), blame.symptom, blame.root.kind)
         if key not in self.found:
-            pair = outs[blame.output]
-            self.found[key] = Witnessed(blame, fill, numbers(pair.wide), _shows(pair))
-
-
-def _shows(pair: Pair) -> str:
-    low = numbers(pair.low)
-    if low.dtype.kind != "f":
-        return ""
-    if np.isnan(low).any():
-        return "NaN"
-    if np.isinf(low).any():
-        return "inf"
-    return "0" if low.size and not low.any() else ""
+            self.found[key] = Witnessed(blame, fill, tuple(outs))
 
 
 def search(

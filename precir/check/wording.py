@@ -109,7 +109,7 @@ def _overflow(blame: Blame, facts: Facts, format: Format) -> str:
         return f"an argument is beyond {format.name} ({limit})"
     exact = facts.exact.get(blame.birth)
     upto = limit
-    if exact and not exact[0].empty:
+    if exact and not exact[0].empty and np.isfinite(exact[0].magnitude):
         upto = f"up to {number(exact[0].magnitude)}, {limit}"
     return f"{said(blame.birth.outputs[0])} leaves {format.name} ({upto})"
 
