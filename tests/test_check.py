@@ -112,12 +112,12 @@ def test_an_inexact_whole_number_that_no_result_shows_is_a_note() -> None:
     ("real", "happened"), [([256.0, 256.0], True), ([400.0, 399.0], False), ([np.nan, 256], True)]
 )
 def test_an_error_is_confirmed_by_what_really_came_out(real: Any, happened: bool) -> None:
-    from precir.check.entry import _alike
+    from precir.check.confirm import alike
     from precir.check.shadow import Pair
 
     simulated = Pair(np.array([256.0, 256.0]), np.array([400.0, 400.0]))
-    assert _alike(np.array(real), simulated) is happened
-    assert not _alike(np.array(real), Pair(simulated.low, simulated.low))
+    assert alike(np.array(real), simulated) is happened
+    assert not alike(np.array(real), Pair(simulated.low, simulated.low))
 
 
 def test_a_batch_of_keys_is_an_argument() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,18 +13,19 @@ from jax.typing import DTypeLike
 from precir.check.arguments import Ranges, abstract, fact_of, leaves_of
 from precir.check.births import GROWS
 from precir.check.blame import Blame, Root
+from precir.check.carried import carried
+from precir.check.confirm import Real
 from precir.check.fills import Leaf
 from precir.check.hazard import Hazard, Step
 from precir.check.literals import true_literals
 from precir.check.relabel import relabel
-from precir.check.search import TOLERANCE, Search, Witnessed, search
-from precir.check.shadow import Pair, numbers
+from precir.check.search import Search, Witnessed, search
 from precir.check.suppress import suppressed
 from precir.check.wording import because, mend, message
 from precir.domains.fact import UNKNOWN, Basis
 from precir.domains.kinds import INF
 from precir.formats import FORMATS, Format, format_of
-from precir.ir import Graph, Literal, Node, Value
+from precir.ir import Graph, Node, Value
 from precir.lower import lower_jaxpr
 from precir.passes.facts import Facts, infer_facts
 from precir.source import Where
@@ -101,10 +102,10 @@ class Checked:
     def search(self) -> Search:
         if not self.seconds:
             return Search()
-        return search(self.graph, self.leaves, self.true, _state(self.graph), self.seconds)
+        return search(self.graph, self.leaves, self.true, carried(self.graph), self.seconds)
 
     def hazards(self, found: Search, fn: Callable[..., Any], structure: Any) -> list[Hazard]:
-        real = _Real(fn, structure, self) if self.native else None
+        real = Real(fn, structure, self.leaves) if self.native else None
         place = {id(node): i for i, node in enumerate(self.graph.walk())}
         chosen = _one_per_cause(found.found.values(), place)
         made = []
@@ -243,76 +244,6 @@ def _target(leaf: Leaf, dtype: str) -> str:
     return dtype if leaf.original in ("float32", "float64", "bfloat16", "float16") else leaf.dtype
 
 
-def _state(graph: Graph) -> list[tuple[int, int]]:
-    """Inputs and results of one shape, where the result is the input with something added."""
-    inputs = {v: i for i, v in enumerate(graph.inputs) if v.type.dtype in FORMATS}
-    pairs = []
-    for j, result in enumerate(graph.outputs):
-        if isinstance(result, Value) and result.node is not None:
-            pairs += [
-                (inputs[v], j)
-                for v in _moved_from(result)
-                if v in inputs and _like(v, result) and not _corrects(result, v)
-            ]
-    return pairs
-
-
-def _corrects(result: Value, given: Value) -> bool:
-    """Whether what is added to an input is made of that input alone: y + log1p(-exp(-y)) loses no
-    step of anything when the second term is negligible.
-    """
-    node = result.node
-    if node is None or node.op not in ("add", "sub") or given not in node.inputs:
-        return False
-    for operand in node.inputs:
-        made = operand.node if isinstance(operand, Value) else None
-        if (
-            made is not None
-            and made.op == "mul"
-            and any(isinstance(o, Literal) for o in made.inputs)
-        ):
-            return False  # a step of a given size
-    leaves: set[Value] = set()
-    pending = [o for o in node.inputs if isinstance(o, Value) and o is not given]
-    seen: set[int] = set()
-    while pending:
-        value = pending.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if value.node is None:
-            leaves.add(value)
-        else:
-            pending += [o for o in value.node.inputs if isinstance(o, Value)]
-    return leaves == {given}
-
-
-def _moved_from(result: Value, depth: int = 12) -> Iterator[Value]:
-    """Values that a result is a few steps away from: x of x - u, of a * x + b, of loops of such."""
-    node = result.node
-    if node is None or depth == 0:
-        yield result
-    elif node.op in ("add", "sub", "add_any"):
-        for operand in node.inputs:
-            if isinstance(operand, Value):
-                yield from _moved_from(operand, depth - 1)
-    elif node.op == "convert_element_type":
-        if isinstance(node.inputs[0], Value):
-            yield from _moved_from(node.inputs[0], depth - 1)
-    elif node.op == "mul":
-        for operand, other in (node.inputs, node.inputs[::-1]):
-            if isinstance(operand, Value) and isinstance(other, Literal):
-                yield from _moved_from(operand, depth - 1)
-    elif node.op == "scan" and result.index < node.params["num_carry"]:
-        start = node.inputs[node.params["num_consts"] + result.index]
-        if isinstance(start, Value):
-            yield from _moved_from(start, depth - 1)
-
-
-def _like(a: Value, b: Value) -> bool:
-    return a.type.shape == b.type.shape and a.type.dtype == b.type.dtype
-
-
 def _where(node: Node) -> Where:
     return node.source.where or Where("", 0, 0, 0, 0, "")
 
@@ -363,71 +294,3 @@ def _unreached(graph: Graph, facts: Facts, chosen: Sequence[Witnessed]) -> list[
         if node.outputs[0].type.dtype in FORMATS:
             births.append((node, "inf" if f.flags & INF else "nan"))
     return births
-
-
-class _Real:
-    """The function itself, run on a witness."""
-
-    def __init__(self, fn: Callable[..., Any], structure: Any, checked: Checked) -> None:
-        self._fn, self._structure, self._checked = jax.jit(fn), structure, checked
-
-    def confirms(self, w: Witnessed) -> Any:
-        """The arguments, if the symptom shows in what the function really gives."""
-        leaves = self._checked.leaves
-        arrays = [_array(p.low, x) for p, x in zip(w.fill.pairs, leaves, strict=True)]
-        args, kwargs = jax.tree.unflatten(self._structure, arrays)
-        try:
-            with np.errstate(all="ignore"):
-                outs = jax.tree.leaves(self._fn(*args, **kwargs))
-        except Exception:  # a function that raises on its input is not a witness
-            return None
-        if not self._shows(w, [numbers(o) for o in outs]):
-            return None
-        wide = [_wide(p.wide, x) for p, x in zip(w.fill.pairs, leaves, strict=True)]
-        return jax.tree.unflatten(self._structure, wide)
-
-    def _shows(self, w: Witnessed, outs: Sequence[Any]) -> bool:
-        """Whether the symptom is in the results of the real run."""
-        symptom, pair, out = w.blame.symptom, w.outs[w.blame.output], outs[w.blame.output]
-        if w.blame.root.kind == "inexact":
-            return any(map(_alike, outs, w.outs))
-        if symptom in ("stuck", "index") or str(out.dtype) not in FORMATS:
-            return _alike(out, pair)
-        real = out.astype(np.float64)
-        if symptom == "zero":
-            return not real.any()
-        if symptom in ("nan", "inf") and np.isfinite(real).all():
-            return _off(real, pair, str(out.dtype))  # killed, but what is left is wrong
-        return not np.isfinite(real).all() or _off(real, pair, str(out.dtype))
-
-
-def _alike(out: Any, pair: Pair) -> bool:
-    """Whether a real result is the simulated one where that differs from the shadow's."""
-    low, wide = numbers(pair.low), numbers(pair.wide)
-    if low.dtype.kind not in "fiu" or pair.same:
-        return False
-    with np.errstate(all="ignore"):
-        low, wide, real = (np.asarray(x, np.float64) for x in (low, wide, out))
-        apart = ~((low == wide) | (np.isnan(low) & np.isnan(wide)))
-        nearer = (np.abs(real - low) < np.abs(real - wide)) | ~np.isfinite(real)
-    return bool(apart.any() and nearer[apart].mean() > 0.5)
-
-
-def _off(real: Any, pair: Pair, dtype: str) -> bool:
-    """Whether a real result is far from the shadow's."""
-    wide = np.asarray(pair.wide, np.float64)
-    with np.errstate(all="ignore"):
-        error, size = np.abs(real - wide).max(), np.abs(wide).max()
-    return bool(error > 0.5 * TOLERANCE.get(dtype, 1.0) * size)
-
-
-def _array(x: Any, leaf: Leaf) -> Any:
-    if leaf.dtype.startswith("key"):
-        return x
-    return jax.numpy.asarray(np.asarray(x), leaf.dtype)
-
-
-def _wide(x: Any, leaf: Leaf) -> Any:
-    if leaf.dtype.startswith("key") or not leaf.floating:
-        return x
-    return np.asarray(x, np.float32)
