@@ -35,7 +35,19 @@ class Recipe:
       last_product: dtype of a product whose result reaches the loss through no other product
         (the logits), and of its two gradients; None treats it like the rest.
       scaling: where the scale of a quantised tensor comes from: "current" (its own largest
-        element), or "unit" (always one: a control, not for training).
+        element), "delayed" (the largest of the last `history` steps, carried as state), "static"
+        (what `precir.observe` saw), "propagated" (the scales of what it was made of, each op by
+        its law: Scalify, arXiv 2407.17353), or "unit" (always one: a control, not for training).
+      activation_scales, weight_scales, gradient_scales: over what one scale reaches, for each
+        class of operand: "tensor", "row" (all that one element of the product sums over),
+        "1x128" and "128x128" (blocks of the axis that is summed over, and of both axes:
+        DeepSeek-V3, arXiv 2412.19437), or "mx" (32 of the axis that is summed over, scales in
+        E8M0: OCP MX 1.0).
+      history: how many steps delayed scaling looks back.
+      state: format in which weights and moments live between steps, as `ScaledArray`s; None
+        leaves them as they are.
+      loss_scaling: whether gradients are computed of the loss times a scale that grows until they
+        overflow (Micikevicius et al., arXiv 1710.03740).
       overrides: exceptions by scope; the last that matches wins.
     """
 
@@ -47,13 +59,25 @@ class Recipe:
     gradient: str | None = None
     last_product: str | None = None
     scaling: str = "current"
+    activation_scales: str = "tensor"
+    weight_scales: str = "tensor"
+    gradient_scales: str = "tensor"
+    history: int = 16
+    state: str | None = None
+    loss_scaling: bool = False
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         _among("mode", self.mode, (KEEP, MIXED, TRUE))
         _among("compute", self.compute, _FLOATS)
         _among("wide", self.wide, _FLOATS)
-        _among("scaling", self.scaling, ("current", "unit"))
+        _among("scaling", self.scaling, _SCALINGS)
+        for field in ("activation_scales", "weight_scales", "gradient_scales"):
+            _among(field, getattr(self, field), _REACHES)
+        if self.history < 1:
+            raise RecipeError(f"history is a number of steps, not {self.history}")
+        if self.state is not None:
+            _among("state", self.state, ("float16", "bfloat16"))
         for field in ("forward", "gradient"):
             if getattr(self, field) is not None:
                 _among(field, getattr(self, field), _NARROW)
@@ -86,6 +110,8 @@ class Recipe:
         return None
 
 
+_SCALINGS = ("current", "delayed", "static", "propagated", "unit")
+_REACHES = ("tensor", "row", "1x128", "128x128", "mx")
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 _NARROW = ("float8_e4m3fn", "float8_e5m2")
 

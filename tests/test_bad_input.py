@@ -38,7 +38,7 @@ def test_recipe_of_another_type(recipe: Any) -> None:
 
 
 @pytest.mark.parametrize("changes", [
-    {"compute": "float8"}, {"mode": "fast"}, {"forward": "float8_e4m3fn"}, {"scaling": "delayed"},
+    {"compute": "float8"}, {"mode": "fast"}, {"forward": "float8_e4m3fn"}, {"scaling": "sometimes"},
     {"last_product": "int8"}, {"wide": ""},
 ])  # fmt: skip
 def test_recipe_with_a_bad_field(changes: dict[str, Any]) -> None:
