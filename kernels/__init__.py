@@ -13,6 +13,7 @@ from precir.formats import E4M3, E5M2
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
+from precir.kernels.scales import bounded, rescale, rms_scale, scale_root
 from precir.scaled import ScaledArray
 
 __all__ = [
@@ -20,8 +21,12 @@ __all__ = [
     "E5M2",
     "ScaledArray",
     "amax",
+    "bounded",
     "merge_stats",
     "observe",
     "quantize",
+    "rescale",
+    "rms_scale",
+    "scale_root",
     "scaled_dot",
 ]

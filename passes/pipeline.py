@@ -15,7 +15,8 @@ from precir.passes.facts import Facts, infer_facts
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
-from precir.passes.simplify import simplify
+from precir.passes.scales import propagate_scales
+from precir.passes.simplify import drop_dead, simplify
 from precir.recipe import KEEP, Recipe
 from precir.verify import verify
 
@@ -76,6 +77,14 @@ def _facts(state: State) -> State:
     return replace(state, graph=folded, facts=facts)
 
 
+def _scales(state: State) -> State:
+    """From here on, tensors are data under scales, of which what is known is not said again."""
+    if state.recipe.scaling != "propagated":
+        return state
+    graph = drop_dead(propagate_scales(state.graph, facts=state.facts))
+    return replace(state, graph=graph, facts=None, seen=None)
+
+
 def _assign(state: State) -> State:
     return replace(
         state, assignment=assign_formats(state.graph, state.recipe, state.facts, state.seen)
@@ -93,6 +102,7 @@ def _residuals(state: State) -> State:
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("simplify", _simplify),
     ("facts", _facts),
+    ("scales", _scales),
     ("assign", _assign),
     ("casts", _casts),
     ("residuals", _residuals),

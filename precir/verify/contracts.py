@@ -212,6 +212,30 @@ def is_float(dtype: str) -> bool:
     return found is not None and jnp.issubdtype(found, np.floating)
 
 
+def _multiplied(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    given, factor = (o.type for o in node.inputs)
+    yield from _wide("operand", given)
+    yield from _agree_types("factor", [Type((), factor.dtype)], [Type((), "float32")])
+    expected = Type(given.shape, node.params.get("dtype", ""))
+    yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _scale(node: Node) -> Wrong:
+    if len(node.outputs) != 1:
+        yield f"{len(node.outputs)} results, expected 1"
+        return
+    yield from _agree_types("results", [node.outputs[0].type], [Type((), "float32")])
+
+
+def _scale_product(node: Node) -> Wrong:
+    yield from _scale(node)
+    scalars = [Type((), "float32")] * len(node.params.get("powers", ()))
+    yield from _agree_types("scales", [o.type for o in node.inputs], scalars)
+
+
 CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scan": _scan,
     "while": _while,
@@ -226,5 +250,12 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scaled_dot": _scaled_dot,
     "observe": _observe,
     "amax": _amax,
+    "rescale": _multiplied,
+    "unscale": _multiplied,
+    "scale_product": _scale_product,
+    "scale_max": _scale,
+    "scale_root": _scale,
+    "rms_scale": _scale,
+    "scale_of": _scale,
     "merge_stats": _merge_stats,
 }
