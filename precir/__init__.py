@@ -8,6 +8,7 @@ from precir.lower import lower
 from precir.observe import Observation, observe
 from precir.recipe import RECIPES, Recipe, recipe
 from precir.scaled import ScaledArray
+from precir.scaling import scale, unscale
 from precir.version import __version__
 
 __all__ = [
@@ -27,4 +28,6 @@ __all__ = [
     "lower",
     "observe",
     "recipe",
+    "scale",
+    "unscale",
 ]

@@ -19,7 +19,7 @@ LAYERS = (
     # The leaves.
     ("precir.formats", "precir.scaled", "precir.errors", "precir.source", "precir.version"),
     ("precir.domains.*",),
-    ("precir.kernels.*",),
+    ("precir.kernels.*", "precir.scaling"),
     ("precir.attrs", "precir.equality", "precir.ir", "precir.jaxprs", "precir.primitives"),
     ("precir.ops.*",),
     ("precir.text.*", "precir.verify.*", "precir.phases", "precir.lower", "precir.emit.*"),
