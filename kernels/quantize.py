@@ -16,7 +16,7 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
-from precir.formats import E4M3, E5M2, Format, format_of
+from precir.formats import BF16, E4M3, E5M2, F16, Format, format_of
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray
 
@@ -29,8 +29,11 @@ class QuantizeError(PrecirError, TypeError):
     """A tensor or a format that ``quantize`` does not take."""
 
 
-def quantize(x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "current") -> ScaledArray:
-    """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3 or E5M2.
+def quantize(
+    x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "current",
+    scale: ArrayLike | None = None,
+) -> ScaledArray:  # fmt: skip
+    """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3, E5M2, float16 or bfloat16.
 
     The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in
     float32: the smallest power of two under which nothing finite overflows. It is 1 where amax
@@ -42,6 +45,11 @@ def quantize(x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "curren
     one in float8_e5m2 and becomes NaN in float8_e4m3fn, which has none: both are seen at once in
     whatever is computed next, and neither touches the scale. A float64 is rounded to float32
     first.
+
+    bfloat16 has float32's range, so its scale is 1.
+
+    With a ``scale`` given (a float32 scalar, a power of two), what is finite and past the
+    format's range saturates at its largest number.
 
     With ``scaling="unit"`` the scale is always 1 and what leaves the format's range saturates:
     the control that shows what scaling is for.
@@ -55,6 +63,10 @@ def quantize(x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "curren
         raise QuantizeError(f"scaling is 'current' or 'unit', not {scaling!r}")
     dtype = _checked(format)
     x = _array(x)
+    if dtype == jnp.bfloat16:
+        return ScaledArray(lax.convert_element_type(x, dtype), jnp.ones((), np.float32))
+    if scale is not None:
+        return _given(x, format_of(format), jnp.asarray(scale, np.float32))
     data, scale = quantize_p.bind(x, dtype=dtype, batch_ndim=0)
     return ScaledArray(data, scale)
 
@@ -62,6 +74,14 @@ def quantize(x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "curren
 def quantize_reference(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
     """What ``quantize`` returns, in plain JAX."""
     return ScaledArray(*_reference(_array(x), dtype=_checked(format), batch_ndim=0))
+
+
+def _given(x: Array, format: Format, scale: Array) -> ScaledArray:
+    wide = lax.convert_element_type(x, np.float32)
+    scaled, bound = wide * (1 / scale), np.float32(format.max)
+    clipped = jnp.where(scaled > bound, bound, jnp.where(scaled < -bound, -bound, scaled))
+    kept = jnp.where(lax.abs(wide) < np.inf, clipped, wide)  # inf and NaN are what they are
+    return ScaledArray(lax.convert_element_type(kept, format.dtype), scale)
 
 
 def _unit(x: Array, format: Format) -> ScaledArray:
@@ -130,6 +150,8 @@ def _array(x: ArrayLike) -> Array:
 
 def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
     format = format_of(format)
-    if format not in (E4M3, E5M2):
-        raise QuantizeError(f"quantize makes {E4M3.name} or {E5M2.name}, not {format.name}")
+    if format not in (E4M3, E5M2, F16, BF16):
+        raise QuantizeError(
+            f"quantize makes {E4M3.name}, {E5M2.name}, float16 or bfloat16, not {format.name}"
+        )
     return format.dtype

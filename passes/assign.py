@@ -141,6 +141,8 @@ class _Walk:
         if keeps is Keeps.OWN:
             if node.op == "convert_element_type" and not _is_float(node.inputs[0].type.dtype):
                 self.soft.update(node.outputs)  # a mask or a count: small whole numbers
+            elif node.op == "dequantize" and node.inputs[0] in self.soft:
+                self.soft.update(node.outputs)
             self.settle(node, None)
         elif keeps is Keeps.MOVE:
             self.move(node)

@@ -11,16 +11,27 @@ OWN = Keeps.OWN
 _FORMAT_NAMES = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
 
 
+def _format(dtype: str, w: Writer) -> str:
+    name = _FORMAT_NAMES.get(dtype)
+    return dtype_source(dtype, w) if name is None else w.use("precir.kernels", name)
+
+
 def _cast(node: Node, w: Writer) -> Template:
     return Template((Hole(0, ATOM), f".astype({dtype_source(node.params['dtype'], w)})"))
 
 
 def _quantize(node: Node, w: Writer) -> Template:
     quantize = w.use("precir.kernels", "quantize")
-    format_ = w.use("precir.kernels", _FORMAT_NAMES[node.params["dtype"]])
+    format_ = _format(node.params["dtype"], w)
     scaling = node.params.get("scaling", "current")
+    if scaling == "given":
+        return Template((f"{quantize}(", Hole(0), f", {format_}, scale=", Hole(1), ")"))
     option = "" if scaling == "current" else f", scaling={scaling!r}"
     return Template((f"{quantize}(", Hole(0), f", {format_}{option})"))
+
+
+def _dequantize(node: Node, w: Writer) -> Template:
+    return Template((Hole(0, ATOM), ".unscale()"))
 
 
 def _scaled_dot(node: Node, w: Writer) -> Template:
@@ -47,6 +58,7 @@ def _merge_stats(node: Node, w: Writer) -> Template:
 OPS: tuple[Op, ...] = (
     Op("cast", OWN, pointwise.convert, _cast),
     Op("quantize", OWN, folds.quantize, _quantize),
+    Op("dequantize", OWN, folds.dequantize, _dequantize),
     Op("scaled_dot", OWN, folds.scaled_dot, _scaled_dot),
     Op("observe", OWN, functions.anything, _observe),
     Op("amax", OWN, functions.anything, _amax),

@@ -12,6 +12,7 @@ from precir.ir import Node, Operand, Type
 from precir.text.types import SHORT, numpy_dtype
 
 Wrong = Iterator[str]
+_SCALAR: Final = Type((), "float32")
 OBSERVED: Final = 10  # numbers that `observe` gives beside its histogram
 
 
@@ -139,9 +140,11 @@ def _cast(node: Node) -> Wrong:
 
 
 def _quantize(node: Node) -> Wrong:
-    if wrong := list(_operands(node, 1)):
+    scales = node.params.get("scaling") == "given"
+    if wrong := list(_operands(node, 1 + scales)):
         yield from wrong
         return
+    yield from _agree_types("scales", [o.type for o in node.inputs[1:]], [_SCALAR] * scales)
     given = node.inputs[0].type
     if given.scale is not None:
         yield "the operand is quantised already"
@@ -149,6 +152,16 @@ def _quantize(node: Node) -> Wrong:
         yield f"the operand is {show(given)}, expected a floating-point array"
     expected = Type(given.shape, node.params.get("dtype", ""), scale=())
     yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _dequantize(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    given = node.inputs[0].type
+    if given.scale is None:
+        yield f"the operand is {show(given)}, expected a quantised array"
+    yield from _agree_types("results", [node.outputs[0].type], [Type(given.shape, "float32")])
 
 
 def _scaled_dot(node: Node) -> Wrong:
@@ -223,6 +236,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "shard_map": _shard_map,
     "cast": _cast,
     "quantize": _quantize,
+    "dequantize": _dequantize,
     "scaled_dot": _scaled_dot,
     "observe": _observe,
     "amax": _amax,
