@@ -14,6 +14,7 @@ from precir.errors import RecipeError
 from precir.ir import Graph, Value
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
+from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
@@ -117,6 +118,16 @@ def _residuals(state: State) -> State:
     return replace(state, graph=share_residuals(state.graph))
 
 
+def _delayed(state: State) -> State:
+    if state.recipe.scaling != "delayed":
+        return state
+    graph, points = delay_scales(state.graph, state.recipe.history)
+    if not points:
+        return replace(state, graph=graph)
+    empty = np.zeros((points, state.recipe.history), np.float32)
+    return state.carrying(graph, Extra(HISTORY, empty))
+
+
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("simplify", _simplify),
     ("storage", _storage),
@@ -124,6 +135,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("assign", _assign),
     ("casts", _casts),
     ("residuals", _residuals),
+    ("delayed", _delayed),
 )
 
 

@@ -26,20 +26,35 @@ class Stored:
 
 
 def insert_storage(graph: Graph, stored: Stored) -> Graph:
-    """The program on stored inputs: each is dequantised to float32 once, before all else, and
-    results that are stored are quantised last, each with the scale of its own largest element.
+    """The program on stored inputs: each is dequantised to float32 once, before its first reader,
+    and results that are stored are quantised last, each by its own largest element.
     """
     if not stored:
         return graph
     rewrite = Rewrite(graph)
     inputs = list(graph.inputs)
+    waiting: dict[Operand, Value] = {}
     for i, type_ in stored.inputs.items():
         old = inputs[i]
-        inputs[i] = Value(type_, hint=old.hint)
-        wide = Node("dequantize", [inputs[i]], [Type(old.type.shape, "float32")], phase=FORWARD)
+        waiting[old] = inputs[i] = Value(type_, hint=old.hint)
+
+    def widen(old: Operand, reader: Node | None) -> None:
+        if old not in waiting:
+            return
+        assert isinstance(old, Value)
+        new, types = waiting.pop(old), [Type(old.type.shape, "float32")]
+        wide = Node("dequantize", [new], types, phase=FORWARD)
+        if reader is not None:
+            wide = reader.like(op="dequantize", inputs=[new], types=types, params={}, regions=())
+            wide.effects = False
         rewrite.map(old, rewrite.add(wide).outputs[0])
+
     for node in graph:
+        for o in node.inputs:
+            widen(o, node)
         rewrite.copy(node)
+    for o in graph.outputs:
+        widen(o, None)
     outputs = [rewrite(o) for o in graph.outputs]
     made: dict[tuple[Operand, str], Operand] = {}
     for i, dtype in stored.outputs.items():

@@ -40,6 +40,30 @@ def _scaled_dot(node: Node, w: Writer) -> Template:
     return Template((f"{scaled_dot}(", Hole(0), ", ", Hole(1), f", {dims}, out={out})"))
 
 
+def _element(node: Node, w: Writer) -> Template:
+    return Template((Hole(0, ATOM), f"[{node.params['index']}]"))
+
+
+def _finite_amax(node: Node, w: Writer) -> Template:
+    return Template((f"{w.use('precir.kernels', 'finite_amax')}(", Hole(0, array=True), ")"))
+
+
+def _recent_amax(node: Node, w: Writer) -> Template:
+    return Template((f"{w.use('precir.kernels', 'recent_amax')}(", Hole(0), ")"))
+
+
+def _delayed_scale(node: Node, w: Writer) -> Template:
+    function, format_ = w.use("precir.kernels", "delayed_scale"), _format(node.params["dtype"], w)
+    return Template((f"{function}(", Hole(0), ", ", Hole(1), f", {format_})"))
+
+
+def _record_amax(node: Node, w: Writer) -> Template:
+    pieces: list[str | Hole] = [f"{w.use('precir.kernels', 'record_amax')}(", Hole(0)]
+    for i in range(1, len(node.inputs)):
+        pieces += [", ", Hole(i)]
+    return Template((*pieces, ")"))
+
+
 def _observe(node: Node, w: Writer) -> Template:
     observe = w.use("precir.kernels", "observe")
     option = "" if node.params["histogram"] else ", histogram=False"
@@ -62,5 +86,10 @@ OPS: tuple[Op, ...] = (
     Op("scaled_dot", OWN, folds.scaled_dot, _scaled_dot),
     Op("observe", OWN, functions.anything, _observe),
     Op("amax", OWN, functions.anything, _amax),
+    Op("element", OWN, functions.anything, _element),
+    Op("finite_amax", OWN, functions.anything, _finite_amax),
+    Op("delayed_scale", OWN, functions.anything, _delayed_scale),
+    Op("recent_amax", OWN, functions.anything, _recent_amax),
+    Op("record_amax", OWN, functions.anything, _record_amax),
     Op("merge_stats", OWN, functions.anything, _merge_stats),
 )

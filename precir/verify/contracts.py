@@ -197,6 +197,44 @@ def _amax(node: Node) -> Wrong:
     yield from _agree_types("results", [node.outputs[0].type], [Type((), "float32")])
 
 
+def _element(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    given, index = node.inputs[0].type, node.params.get("index")
+    if given.rank != 1 or type(index) is not int or not 0 <= index < given.shape[0]:
+        yield f"element {index!r} of {show(given)}"
+    yield from _agree_types("results", [node.outputs[0].type], [Type((), given.dtype)])
+
+
+def _delayed_scale(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    yield from _agree_types("operands", [o.type for o in node.inputs], [_SCALAR] * 2)
+    yield from _agree_types("results", [node.outputs[0].type], [_SCALAR])
+
+
+def _recent_amax(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    given = node.inputs[0].type
+    if given.rank != 2:
+        yield f"the operand is {show(given)}, expected a history"
+    yield from _agree_types("results", [node.outputs[0].type], [Type(given.shape[:1], "float32")])
+
+
+def _record_amax(node: Node) -> Wrong:
+    if wrong := list(_operands(node, len(node.inputs) or 1)):
+        yield from wrong
+        return
+    history, *amaxes = [o.type for o in node.inputs]
+    yield from _agree_types("operands", amaxes, [_SCALAR] * len(amaxes))
+    expected = Type((len(amaxes), *history.shape[1:]), "float32")
+    yield from _agree_types("results", [history, node.outputs[0].type], [expected] * 2)
+
+
 def _wide(what: str, type_: Type) -> Wrong:
     if type_.scale is not None or not is_float(type_.dtype):
         yield f"the {what} is {show(type_)}, expected a floating-point array"
@@ -240,5 +278,10 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scaled_dot": _scaled_dot,
     "observe": _observe,
     "amax": _amax,
+    "element": _element,
+    "finite_amax": _amax,
+    "delayed_scale": _delayed_scale,
+    "recent_amax": _recent_amax,
+    "record_amax": _record_amax,
     "merge_stats": _merge_stats,
 }
