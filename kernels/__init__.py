@@ -10,6 +10,7 @@ if __name__ != "precir.kernels":
     )
 
 from precir.formats import E4M3, E5M2, E8M0FNU
+from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
@@ -23,9 +24,13 @@ __all__ = [
     "ScaledArray",
     "amax",
     "bounded",
+    "delayed_scale",
+    "finite_amax",
     "merge_stats",
     "observe",
     "quantize",
+    "recent_amax",
+    "record_amax",
     "rescale",
     "rms_scale",
     "scale_root",

@@ -145,6 +145,8 @@ class _Walk:
                 self.soft.update(node.outputs)  # a mask or a count: small whole numbers
             if node.op == "cast":
                 self.soft.update(node.outputs)  # stored in fewer bits
+            elif node.op == "dequantize" and node.inputs[0] in self.soft:
+                self.soft.update(node.outputs)
             self.settle(node, None)
         elif keeps is Keeps.MOVE:
             self.move(node)

@@ -71,9 +71,13 @@ def _call(walk: Walk, node: Node) -> list[Scaled]:
     fresh = dict.fromkeys(x.scale for x in made if x.scale and not _outside(walk, x))
     scalars = [inner.materialised(s) for s in fresh]
     body = _body(inner, [*(x.data for x in made), *scalars])
+    params = dict(node.params)
+    if isinstance(params.get("prevent_cse"), tuple):  # said of each operand
+        params["prevent_cse"] = (*params["prevent_cse"], *[False] * len(inner.captured))
     new = node.like(
         inputs=[*(x.data for x in xs), *_brought(walk, inner)],
         types=[*(v.type for v in node.outputs), *[_SCALAR] * len(scalars)],
+        params=params,
         regions=(body,),
     )
     walk.add(new)

@@ -403,7 +403,7 @@ def _fan_in(graph: Graph, value: Value) -> int:
                 return int(math.prod(value.type.shape[a] for a in axes))
             if node.op == "conv_general_dilated":
                 out = value.type.shape[node.params["dimension_numbers"].rhs_spec[0]]
-                return math.prod(value.type.shape) // max(out, 1)
+                return int(math.prod(value.type.shape) // max(out, 1))
             if node.op == "gather":
                 return value.type.shape[-1]
             if keeps is Keeps.MOVE:

@@ -17,22 +17,57 @@ OWN = Keeps.OWN
 _FORMAT_NAMES = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
 
 
+def _format(dtype: str, w: Writer) -> str:
+    name = _FORMAT_NAMES.get(dtype)
+    return dtype_source(dtype, w) if name is None else w.use("precir.kernels", name)
+
+
 def _cast(node: Node, w: Writer) -> Template:
     return Template((Hole(0, ATOM), f".astype({dtype_source(node.params['dtype'], w)})"))
 
 
 def _quantize(node: Node, w: Writer) -> Template:
     quantize = w.use("precir.kernels", "quantize")
-    format_ = w.use("precir.kernels", _FORMAT_NAMES[node.params["dtype"]])
+    format_ = _format(node.params["dtype"], w)
     scaling = node.params.get("scaling", "current")
+    if scaling == "given":
+        return Template((f"{quantize}(", Hole(0), f", {format_}, scale=", Hole(1), ")"))
     option = "" if scaling == "current" else f", scaling={scaling!r}"
     return Template((f"{quantize}(", Hole(0), f", {format_}{option})"))
+
+
+def _dequantize(node: Node, w: Writer) -> Template:
+    return Template((Hole(0, ATOM), ".unscale()"))
 
 
 def _scaled_dot(node: Node, w: Writer) -> Template:
     scaled_dot = w.use("precir.kernels", "scaled_dot")
     dims, out = source(node.params["dimension_numbers"], w), dtype_source(node.params["dtype"], w)
     return Template((f"{scaled_dot}(", Hole(0), ", ", Hole(1), f", {dims}, out={out})"))
+
+
+def _element(node: Node, w: Writer) -> Template:
+    return Template((Hole(0, ATOM), f"[{node.params['index']}]"))
+
+
+def _finite_amax(node: Node, w: Writer) -> Template:
+    return Template((f"{w.use('precir.kernels', 'finite_amax')}(", Hole(0, array=True), ")"))
+
+
+def _recent_amax(node: Node, w: Writer) -> Template:
+    return Template((f"{w.use('precir.kernels', 'recent_amax')}(", Hole(0), ")"))
+
+
+def _delayed_scale(node: Node, w: Writer) -> Template:
+    function, format_ = w.use("precir.kernels", "delayed_scale"), _format(node.params["dtype"], w)
+    return Template((f"{function}(", Hole(0), ", ", Hole(1), f", {format_})"))
+
+
+def _record_amax(node: Node, w: Writer) -> Template:
+    pieces: list[str | Hole] = [f"{w.use('precir.kernels', 'record_amax')}(", Hole(0)]
+    for i in range(1, len(node.inputs)):
+        pieces += [", ", Hole(i)]
+    return Template((*pieces, ")"))
 
 
 def _observe(node: Node, w: Writer) -> Template:
@@ -128,4 +163,10 @@ OPS: tuple[Op, ...] = (
     Op("data_of", OWN, functions.anything, laws.unscaled, _attribute("data")),
     Op("scale_of", OWN, _a_scale, laws.unscaled, _attribute("scale")),
     Op("merge_stats", OWN, functions.anything, laws.unscaled, _merge_stats),
+    Op("dequantize", OWN, folds.dequantize, laws.unscaled, _dequantize),
+    Op("element", OWN, functions.anything, laws.unscaled, _element),
+    Op("finite_amax", OWN, functions.anything, laws.unscaled, _finite_amax),
+    Op("delayed_scale", OWN, functions.anything, laws.unscaled, _delayed_scale),
+    Op("recent_amax", OWN, functions.anything, laws.unscaled, _recent_amax),
+    Op("record_amax", OWN, functions.anything, laws.unscaled, _record_amax),
 )
