@@ -9,19 +9,30 @@ if __name__ != "precir.kernels":
         "would not be recognised"
     )
 
-from precir.formats import E4M3, E5M2
+from precir.formats import E4M3, E5M2, E8M0FNU
+from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
+from precir.kernels.scales import bounded, rescale, rms_scale, scale_root
 from precir.scaled import ScaledArray
 
 __all__ = [
     "E4M3",
     "E5M2",
+    "E8M0FNU",
     "ScaledArray",
     "amax",
+    "bounded",
+    "delayed_scale",
+    "finite_amax",
     "merge_stats",
     "observe",
     "quantize",
+    "recent_amax",
+    "record_amax",
+    "rescale",
+    "rms_scale",
+    "scale_root",
     "scaled_dot",
 ]

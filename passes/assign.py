@@ -138,9 +138,15 @@ class _Walk:
             self.uniform(node, keeps)
             return
         override = self.recipe.override(node.scope)
-        if keeps is Keeps.OWN:
+        if keeps is Keeps.RESCALE:
+            self.rescale(node)
+        elif keeps is Keeps.OWN:
             if node.op == "convert_element_type" and not _is_float(node.inputs[0].type.dtype):
                 self.soft.update(node.outputs)  # a mask or a count: small whole numbers
+            if node.op == "cast":
+                self.soft.update(node.outputs)  # stored in fewer bits
+            elif node.op == "dequantize" and node.inputs[0] in self.soft:
+                self.soft.update(node.outputs)
             self.settle(node, None)
         elif keeps is Keeps.MOVE:
             self.move(node)
@@ -190,6 +196,14 @@ class _Walk:
         self.settle(node, self.assignment.dtype(source) if _is_wide(source.type.dtype) else None)
         if source in self.soft or isinstance(source, Literal):
             self.soft.update(node.outputs)
+
+    def rescale(self, node: Node) -> None:
+        """What it reads is read as it is, so that neither it nor the factor leaves a format."""
+        source = node.inputs[0]
+        wide = _is_wide(node.outputs[0].type.dtype)
+        if wide and (source in self.soft or self.assignment.dtype(source) != "float32"):
+            self.assignment.result[node.outputs[0]] = self.recipe.compute
+        self.assignment.compute[node] = "natural"
 
     def follow(self, node: Node) -> None:
         """The widest of the operands that are wide for a reason of their own."""
@@ -298,7 +312,7 @@ class _Walk:
                 keeps = op_named(reader.op).keeps
                 if reader.regions:
                     return False
-                if keeps is Keeps.MOVE and reader.phase != UPDATE:
+                if keeps in (Keeps.MOVE, Keeps.RESCALE) and reader.phase != UPDATE:
                     waiting.extend(reader.outputs)
                 elif (
                     keeps is not Keeps.WIDE

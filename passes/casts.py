@@ -92,7 +92,10 @@ class _Rewriter:
         if key not in versions:
             source = next(v for k, v in versions.items() if not k.startswith("quantized"))
             kind = Type(source.type.shape, dtype, scale=())
-            params = {"dtype": dtype, "scaling": self.recipe.scaling}
+            scaling = self.recipe.scaling
+            if scaling == "propagated":
+                scaling = "unit"  # its scale is with the data's
+            params = {"dtype": dtype, "scaling": scaling}
             versions[key] = self.add("quantize", [source], kind, params, reader, operand)
         return versions[key]
 
@@ -122,8 +125,25 @@ class _Rewriter:
             self.with_regions(node)
         elif product is not None and product.low:
             self.low_product(node, product)
+        elif self.assignment.compute.get(node) == "natural":
+            self.rescale(node)
+        elif node.op == "cast":
+            self.cast(node)
         else:
             self.plain(node)
+
+    def rescale(self, node: Node) -> None:
+        dtype = self.assignment.dtype(node.outputs[0])
+        inputs = [self.natural(o) for o in node.inputs]
+        kind = _retyped(node.outputs[0].type, dtype)
+        self.keep(node, node.like(inputs=inputs, types=[kind], params={"dtype": dtype}))
+
+    def cast(self, node: Node) -> None:
+        """What was stored in fewer bits is there in both formats."""
+        made = node.like(inputs=[self.natural(o) for o in node.inputs])
+        self.keep(node, made)
+        (source,) = made.inputs
+        self.versions[node.outputs[0]].setdefault(source.type.dtype, source)
 
     def keep(self, node: Node, made: Node) -> None:
         self.nodes.append(made)

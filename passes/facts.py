@@ -24,7 +24,7 @@ from precir.domains.fact import (
     top,
 )
 from precir.domains.kinds import SPECIAL
-from precir.ir import Graph, Literal, Node, Operand, Value
+from precir.ir import Graph, Literal, Node, Operand, Type, Value
 from precir.ops import op_named
 from precir.ops.facts.guards import DEPTH, ELEMENTWISE
 from precir.ops.facts.partitions import Partitions, splits
@@ -67,11 +67,16 @@ def infer_facts(
     inference = Inference(keep_exact, frozenset(graph.inputs))
     given = [*inputs, *[None] * (len(graph.inputs) - len(inputs))]
     entry = [
-        unknown(v.type.dtype) if f is None else project(f, v.type.dtype)
+        unknown(_held(v.type)) if f is None else project(f, _held(v.type))
         for f, v in zip(given, graph.inputs, strict=True)
     ]
     inference.run(graph, entry, recording=True)
     return Facts(inference.found, inference.exact)
+
+
+def _held(type_: Type) -> str:
+    """The dtype of what a value stands for: data times scale is float32."""
+    return type_.dtype if type_.scale is None else "float32"
 
 
 def unknown(dtype: str) -> Fact:

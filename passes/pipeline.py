@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
 
 from precir.domains.fact import Fact
 from precir.domains.stats import Stats
@@ -11,13 +14,26 @@ from precir.errors import RecipeError
 from precir.ir import Graph, Value
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
+from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
-from precir.passes.simplify import simplify
+from precir.passes.scales import propagate_scales
+from precir.passes.simplify import drop_dead, simplify
+from precir.passes.storage import Stored, insert_storage
 from precir.recipe import KEEP, Recipe
 from precir.verify import verify
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An array that a pass carries from step to step: one more input of the program, after all
+    others, and one more result. `initial` is what the first step is given.
+    """
+
+    name: str
+    initial: np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,8 @@ class State:
 
     `given` is what the user said of the inputs, `observed` what was measured of values, by name;
     `facts` and `seen` are what follows for the graph as it stands until a pass changes formats,
-    None where the recipe changes nothing.
+    None where the recipe changes nothing. `stored` says which inputs and results are
+    `ScaledArray`s, `extras` what passes carry from step to step.
     """
 
     graph: Graph
@@ -36,6 +53,14 @@ class State:
     observed: Mapping[str, Stats] | None = None
     facts: Facts | None = None
     seen: Mapping[Value, Stats] | None = None
+    stored: Stored = field(default_factory=Stored)
+    extras: tuple[Extra, ...] = ()
+
+    def carrying(self, graph: Graph, *extras: Extra) -> State:
+        """With a graph that takes `extras` as its last inputs and returns them as its last
+        results, in this order.
+        """
+        return replace(self, graph=graph, extras=(*self.extras, *extras))
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,10 @@ verifying = False  # whether every pass's result is verified: always in the test
 
 def _simplify(state: State) -> State:
     return replace(state, graph=simplify(state.graph))
+
+
+def _storage(state: State) -> State:
+    return replace(state, graph=insert_storage(state.graph, state.stored))
 
 
 def _facts(state: State) -> State:
@@ -76,6 +105,14 @@ def _facts(state: State) -> State:
     return replace(state, graph=folded, facts=facts)
 
 
+def _scales(state: State) -> State:
+    """From here on, tensors are data under scales, of which what is known is not said again."""
+    if state.recipe.scaling != "propagated":
+        return state
+    graph = drop_dead(propagate_scales(state.graph, facts=state.facts))
+    return replace(state, graph=graph, facts=None, seen=None)
+
+
 def _assign(state: State) -> State:
     return replace(
         state, assignment=assign_formats(state.graph, state.recipe, state.facts, state.seen)
@@ -90,12 +127,25 @@ def _residuals(state: State) -> State:
     return replace(state, graph=share_residuals(state.graph))
 
 
+def _delayed(state: State) -> State:
+    if state.recipe.scaling != "delayed":
+        return state
+    graph, points = delay_scales(state.graph, state.recipe.history)
+    if not points:
+        return replace(state, graph=graph)
+    empty = np.zeros((points, state.recipe.history), np.float32)
+    return state.carrying(graph, Extra(HISTORY, empty))
+
+
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("simplify", _simplify),
+    ("storage", _storage),
     ("facts", _facts),
+    ("scales", _scales),
     ("assign", _assign),
     ("casts", _casts),
     ("residuals", _residuals),
+    ("delayed", _delayed),
 )
 
 
@@ -104,13 +154,15 @@ def run_passes(
     recipe: Recipe,
     given: Sequence[Fact | None] = (),
     observed: Mapping[str, Stats] | None = None,
+    stored: Stored | None = None,
 ) -> tuple[State, list[Stage]]:
     """Run every pass; returns the last state and the program after each pass, lowering first.
 
     `given` is what is known of the graph's inputs, None where nothing is; `observed` what was
-    measured of its values, by the names that `precir.observe` gives them.
+    measured of its values, by the names that `precir.observe` gives them; `stored` which inputs
+    and results are `ScaledArray`s.
     """
-    state = State(graph, recipe, Assignment(), tuple(given), observed)
+    state = State(graph, recipe, Assignment(), tuple(given), observed, stored=stored or Stored())
     stages = [Stage("lower", graph)]
     if verifying:
         verify(graph, after="lower")

@@ -6,8 +6,10 @@ from precir.domains import Kinds, Range, Stats
 from precir.errors import PrecirError
 from precir.lower import lower
 from precir.observe import Observation, observe
+from precir.packed import Packed, StateError
 from precir.recipe import RECIPES, Recipe, recipe
 from precir.scaled import ScaledArray
+from precir.scaling import scale, unscale
 from precir.version import __version__
 
 __all__ = [
@@ -16,10 +18,12 @@ __all__ = [
     "Hazard",
     "Kinds",
     "Observation",
+    "Packed",
     "PrecirError",
     "Range",
     "Recipe",
     "ScaledArray",
+    "StateError",
     "Stats",
     "__version__",
     "check",
@@ -27,4 +31,6 @@ __all__ = [
     "lower",
     "observe",
     "recipe",
+    "scale",
+    "unscale",
 ]

@@ -15,10 +15,12 @@ import jax
 from precir.check.arguments import given_facts
 from precir.emit.load import save as save_module
 from precir.errors import PrecirError
+from precir.packed import PLAIN, Layout, stripped, unpacked
 from precir.program import Program, closed_jaxpr, make_program, replay
 from precir.recipe import Recipe
 from precir.recipe import recipe as find_recipe
-from precir.vjp import differentiable, emit_pair, second_derivative
+from precir.state import not_begun, wrapped
+from precir.vjp import differentiable, emit_pair, second_derivative, without_derivative
 
 
 class Compiled:
@@ -93,18 +95,20 @@ class Compiled:
         """The `Program` for arguments like these: its graphs after each pass, its formats, its
         emitted module. Arguments may be arrays or `jax.ShapeDtypeStruct`s.
         """
-        return self._program(self._inner.trace(*args, **kwargs))
+        args, kwargs, layout = self._plain(args, kwargs)
+        return self._program(self._inner.trace(*args, **kwargs), layout)
 
-    def _program(self, traced: Any) -> Program:
+    def _program(self, traced: Any, layout: Layout) -> Program:
         jaxpr = traced.jaxpr
-        key = (id(jaxpr.jaxpr), traced.in_tree)
+        key = (id(jaxpr.jaxpr), traced.in_tree, layout)
         found = self._programs.get(key)
         if found is None:
             static = self._static_positions()
             given = given_facts(traced, self._ranges) if self._ranges is not None else ()
             program = make_program(
-                self._fn, traced, self.recipe, static, self._decorator(static), given, self._seen()
-            )
+                self._fn, traced, self.recipe, static, self._decorator(static), given,
+                self._seen(), layout,
+            )  # fmt: skip
             found = (jaxpr, program)
             if not program.captured:
                 self._programs[key] = found
@@ -119,6 +123,38 @@ class Compiled:
     def with_recipe(self, recipe: str | Recipe) -> Compiled:
         """The same function, with the same options, under another recipe."""
         return Compiled(self._fn, find_recipe(recipe), self._options, self._ranges, self._stats)
+
+    def init(self, *args: Any, **kwargs: Any) -> Any:
+        """The arguments of the first step, in the order given: what the step carries from one
+        step to the next is in the form that it takes and returns.
+
+            params, opt, batch = step.init(params, opt, batch)
+            for batch in batches:
+                params, opt, loss = step(params, opt, batch)
+            params, opt = step.unpack(params, opt)
+
+        State are the arguments that come back as results. Under a recipe that carries something
+        of its own (`fp8-delayed`), the first of them becomes a `Packed`; under one that stores
+        state in 16 bits, their weights and moments become `ScaledArray`s. All other arguments are
+        returned as they are, and so is everything under a recipe without state. One argument is
+        returned alone.
+
+        Works under `jax.jit` and `jax.eval_shape`, as to restore a checkpoint. Raises
+        `StateError` if the recipe needs state and no argument comes back.
+        """
+        given = [*args, *kwargs.values()]
+        plain_args, plain_kwargs, layout = self._plain(args, kwargs)
+        if layout == PLAIN:
+            program = self._program(self._inner.trace(*plain_args, **plain_kwargs), layout)
+            given = self._wrapped(program, args, kwargs)
+        return given[0] if len(given) == 1 else tuple(given)
+
+    def unpack(self, *values: Any) -> Any:
+        """The user's own of what the step takes and returns: float32 arrays, no `Packed`. What is
+        the user's own already stays as it is.
+        """
+        found = tuple(unpacked(v) for v in values)
+        return found[0] if len(found) == 1 else found
 
     def source(self, *args: Any, **kwargs: Any) -> str:
         """The emitted module's text for arguments like these."""
@@ -165,8 +201,11 @@ class Compiled:
             return self._trace(*args, **kwargs)
 
     def _trace(self, *args: Any, **kwargs: Any) -> Any:
-        traced = self._inner.trace(*args, **kwargs)
-        program = self._program(traced)
+        plain_args, plain_kwargs, layout = self._plain(args, kwargs)
+        traced = self._inner.trace(*plain_args, **plain_kwargs)
+        program = self._program(traced, layout)
+        if program.state and layout == PLAIN:
+            raise not_begun(program.state, self.recipe)
         dynamic, named = self._dynamic(args, kwargs)
         main, captured = program.main, program.captured
         fn, call = self._fn_of_dynamic(args, kwargs), lambda args, kwargs: main(*args, **kwargs)
@@ -183,7 +222,34 @@ class Compiled:
 
             dynamic, named = [(dynamic, named), *captured], {}
         with _naming_user_lines(program):
+            if program.state:
+                return without_derivative(program, call, dynamic, named)
             return differentiable(fn, program, call, dynamic, named)
+
+    def _plain(
+        self, args: Sequence[Any], kwargs: dict[str, Any]
+    ) -> tuple[Sequence[Any], dict[str, Any], Layout]:
+        """The arguments as the user's function takes them, and how those given stand for them."""
+        dynamic, named = self._dynamic(args, kwargs)
+        plain, layout = stripped([*dynamic, *(named[k] for k in sorted(named))])
+        if layout == PLAIN:
+            return args, kwargs, layout
+        return *self._filled(args, kwargs, plain), layout
+
+    def _wrapped(self, program: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+        dynamic, named = self._dynamic(args, kwargs)
+        made = wrapped(program.state, [*dynamic, *(named[k] for k in sorted(named))])
+        args, kwargs = self._filled(args, kwargs, made)
+        return [*args, *kwargs.values()]
+
+    def _filled(
+        self, args: Sequence[Any], kwargs: dict[str, Any], dynamic: Sequence[Any]
+    ) -> tuple[list[Any], dict[str, Any]]:
+        """The arguments with others in the place of those that are not static."""
+        new, static = iter(dynamic), self._static_names()
+        filled = [a if self._is_static(i, len(args)) else next(new) for i, a in enumerate(args)]
+        named = dict(zip(sorted(k for k in kwargs if k not in static), new, strict=True))
+        return filled, {k: named.get(k, v) for k, v in kwargs.items()}
 
     def _static_positions(self) -> tuple[int, ...]:
         numbers = self._static.get("static_argnums", ())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from types import ModuleType
 from typing import Any
@@ -18,10 +18,12 @@ from precir.emit import Emitted, Signature, emit, load, signature_of
 from precir.errors import RecipeError
 from precir.ir import Graph
 from precir.lower import lower_jaxpr
+from precir.packed import PLAIN, Layout
 from precir.passes.assign import Assignment
 from precir.passes.facts import Facts, infer_facts
 from precir.passes.pipeline import Stage, run_passes
 from precir.recipe import Recipe
+from precir.state import ProgramState, StateFinder
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Program:
       jit: the decorator of its emitted main function.
       effects: its side effects, as JAX describes them.
       given: what the user said of each input's numbers, None where nothing.
+      state: what is carried from step to step.
     """
 
     signature: Signature
@@ -49,6 +52,7 @@ class Program:
     jit: str = "@jax.jit"
     effects: Any = frozenset()
     given: tuple[Fact | None, ...] = ()
+    state: ProgramState = field(default_factory=ProgramState)
 
     @cached_property
     def facts(self) -> Facts:
@@ -62,7 +66,8 @@ class Program:
 
     @cached_property
     def emitted(self) -> Emitted:
-        return emit(self.graph, self.signature, doc=self.doc(), jit=self.jit)
+        graph = self.state.inside(self.graph, self.signature)
+        return emit(graph, self.state.called(self.signature), doc=self.doc(), jit=self.jit)
 
     @cached_property
     def module(self) -> ModuleType:
@@ -89,9 +94,14 @@ def make_program(
     jit: str,
     given: Sequence[Fact | None] = (),
     observed: Mapping[str, Stats] | None = None,
+    layout: Layout = PLAIN,
 ) -> Program:
     """Lower what `jax.jit(fn, ...).trace(...)` gave and run the passes; `given` is what is known
-    of its arguments, `observed` what was measured of its values.
+    of its arguments, `observed` what was measured of its values, `layout` how they stand for the
+    plain ones that were traced; plain arguments stand for those of a first step, as `init` makes
+    them.
+
+    Raises `StateError` where they do not carry what the recipe needs.
     """
     if recipe.compute == "float64" and jax.numpy.result_type(float) != np.float64:
         raise RecipeError(
@@ -103,10 +113,12 @@ def make_program(
     signature = signature_of(fn, traced.in_tree, out_tree, static, name)
     closed = closed_jaxpr(traced)
     graph, captured = lower_jaxpr(closed, name=name, labels=signature.labels())
-    state, stages = run_passes(graph, recipe, given, observed)
+    found = StateFinder(graph, signature, recipe, layout)
+    stored = found.stored()
+    state, stages = run_passes(graph, recipe, given, observed, stored)
     return Program(
         signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit,
-        closed.effects, tuple(given),
+        closed.effects, tuple(given), found.state(stored, state.extras),
     )  # fmt: skip
 
 

@@ -135,6 +135,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("16-true", TRUE, "float16", "float16"),
         Recipe("64-true", TRUE, "float64", "float64"),
         _FP8,
+        replace(_FP8, name="fp8-delayed", scaling="delayed"),
     )
 }
 # Lightning Fabric's spellings of what is here, and of what is not yet.
@@ -144,7 +145,6 @@ _NOT_YET = {
     "16": "float16 needs loss scaling: use bf16-mixed or fp8",
     "transformer-engine": "use fp8, which needs no module swap",
     "transformer-engine-float16": "use fp8, which needs no module swap",
-    "fp8-delayed": "use fp8 (current scaling)",
     "fp8-static": "use fp8 (current scaling)",
     "fp8-row": "use fp8 (current scaling)",
     "fp8-block": "use fp8 (current scaling)",

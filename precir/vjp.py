@@ -85,6 +85,28 @@ def differentiable(
     return flat(*[leaves[i] for i in used])
 
 
+def without_derivative(
+    program: Program, call: Call, positional: Sequence[Any], keywords: dict[str, Any]
+) -> Any:
+    """`call(positional, keywords)` of a step that carries state: it has no derivative."""
+    if not _may_have_rules(program):
+        return call(positional, keywords)
+
+    @jax.custom_jvp
+    def step(positional: Any, keywords: Any) -> Any:
+        return call(positional, keywords)
+
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise DerivativeError(
+            f"{program.signature.name} carries state from step to step, so it has no derivative",
+            fix="compile the train step, which takes the gradient itself; to differentiate a "
+            'model function, compile that under a recipe without state, as "fp8"',
+        )
+
+    step.defjvp(refuse)
+    return step(list(positional), keywords)
+
+
 def _may_have_rules(program: Program) -> bool:
     """Whether JAX lets a custom rule stand around the program: not around most side effects."""
     effects = program.effects

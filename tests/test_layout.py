@@ -17,15 +17,22 @@ ROOT = Path(__file__).parent.parent
 # is added here, in the lowest layer that serves it; `x.*` stands for x and all that is in it.
 LAYERS = (
     # The leaves.
-    ("precir.formats", "precir.scaled", "precir.errors", "precir.source", "precir.version"),
+    (
+        "precir.formats",
+        "precir.scaled",
+        "precir.packed",
+        "precir.errors",
+        "precir.source",
+        "precir.version",
+    ),
     ("precir.domains.*",),
-    ("precir.kernels.*",),
+    ("precir.kernels.*", "precir.scaling"),
     ("precir.attrs", "precir.equality", "precir.ir", "precir.jaxprs", "precir.primitives"),
     ("precir.ops.*",),
     ("precir.text.*", "precir.verify.*", "precir.phases", "precir.lower", "precir.emit.*"),
     ("precir.recipe",),
     ("precir.passes.*",),
-    ("precir.describe", "precir.program", "precir.vjp", "precir.check.*"),
+    ("precir.describe", "precir.program", "precir.state", "precir.vjp", "precir.check.*"),
     ("precir.report.*", "precir.dump", "precir.observe", "precir.compile"),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),

@@ -89,6 +89,9 @@ class FunctionWriter(LoopWriter):
         if node.op == "constant":
             self.env[node.outputs[0]] = (self.module.constant(node), ATOM)
             return
+        if node.op == "element":
+            self.env[node.outputs[0]] = (self.fill(self.module.template(node), node.inputs), ATOM)
+            return
         if not node.outputs:
             self.flush()
         elif not node.effects and not any(v in self._uses or v in self.kept for v in node.outputs):
@@ -196,9 +199,13 @@ class FunctionWriter(LoopWriter):
         if node.op == "quantize" and isinstance(node.inputs[0], Value):
             text, own = self.env.get(node.inputs[0], ("", 0))
             if own == ATOM:
-                word = re.findall(r"[A-Za-z_]\w*", text.replace("kernel", "w"))
+                text = text.replace("kernel", "w").replace(".tree", "")
+                word = re.findall(r"[A-Za-z_]\w*", text)
                 wish = word[-1] if text.isidentifier() else "_".join(word[-2:]) if word else "q"
                 return self.names.fresh(f"{wish}_q")
+        if node.op == "dequantize":
+            word = re.findall(r"[A-Za-z_]\w*", self.env.get(node.inputs[0], ("", 0))[0])
+            return self.names.fresh(word[-1] if word else "wide")
         part = module_part(node.scope)
         if part and (node.op in _NAMED_BY_SCOPE or value in self._escaping):
             return self.names.fresh(f"d_{part}" if node.phase == BACKWARD else part)
@@ -239,5 +246,5 @@ _INLINE = {
     "tanh", "logistic", "integer_pow", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or",
     "not", "select_n", "convert_element_type", "cast", "reshape", "transpose", "squeeze",
     "broadcast_in_dim", "reduce_sum", "reduce_max", "abs", "sign", "erf", "pow", "log1p",
-    "is_finite", "stop_gradient", "iota", "expm1",
+    "is_finite", "stop_gradient", "iota", "expm1", "dequantize", "delayed_scale",
 }  # fmt: skip

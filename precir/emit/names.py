@@ -35,7 +35,9 @@ _NOUNS = {
     "concatenate": "joined", "quantize": "q", "split": "part", "squeeze": "squeezed",
     "dynamic_slice": "part", "scan": "out", "while": "out", "cond": "out", "and": "both",
     "or": "either", "random_split": "keys", "random_wrap": "key", "random_bits": "bits",
-    "argmax": "best",
+    "argmax": "best", "finite_amax": "amax", "delayed_scale": "scale", "record_amax": "history",
+    "recent_amax": "seen",
+    "dequantize": "wide",
 }  # fmt: skip
 
 

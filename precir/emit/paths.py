@@ -143,6 +143,8 @@ class Leaves:
             if first != self._index[value] or count < 2 or start + count > len(values):
                 continue
             leaves = self._order[first : first + count]
+            if any(v.type.scale is not None for v in leaves):
+                continue  # data and scale are one value here, and two leaves to JAX
             if all(a is b for a, b in zip(leaves, values[start : start + count], strict=True)):
                 return prefix, count
         return None

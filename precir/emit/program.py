@@ -16,6 +16,7 @@ from precir.emit.paths import quote
 from precir.emit.signature import Signature, Structures, bind_inputs
 from precir.ir import Graph, Operand
 from precir.ops.writing import Opaque, source
+from precir.packed import Packed
 from precir.source import NOWHERE as _NO
 
 
@@ -78,7 +79,9 @@ def _quoted(doc: str) -> str:
 def _main(module: ModuleWriter, graph: Graph, signature: Signature, jit: str) -> list[Line]:
     """The lines of a function that is called as its signature says."""
     names = Names(module.names)
-    leaves, unpacking = bind_inputs(graph, signature, names)
+    leaves, unpacking = bind_inputs(
+        graph, signature, names, lambda: module.use("precir.packed", "is_scaled")
+    )
     writer = FunctionWriter(module, graph, names)
     writer.inputs_from(leaves)
     for line in unpacking:
@@ -133,12 +136,18 @@ class _Result:
         children = self._split(tree, values)
         if kind is type(None):
             return "None"
+        if kind is Packed:
+            inner = [self.write(t, v) for t, v in children]
+            return f"{self.module.use('precir.packed', 'Packed')}({', '.join(inner)})"
         if isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields"):
             return self._namedtuple(kind, same, children)
         simple = kind in (tuple, list, dict)
         if same and values and (not simple or (len(values) > 3 and kind is dict)):
             rebuilt = self.writer.sequence(values)
-            return f"jax.tree.unflatten(jax.tree.structure({same[0][0]}), {rebuilt})"
+            text, leaves = same[0]
+            if any(v.type.scale is not None for v in leaves):
+                text += f", is_leaf={self.module.use('precir.packed', 'is_scaled')}"
+            return f"jax.tree.unflatten(jax.tree.structure({text}), {rebuilt})"
         if kind is tuple:
             inner = [self.write(t, v) for t, v in children]
             return f"({inner[0]},)" if len(inner) == 1 else f"({', '.join(inner)})"

@@ -91,8 +91,12 @@ def _numbered(tree: Any) -> Any:
     return jax.tree.unflatten(tree, range(tree.num_leaves))
 
 
-def bind_inputs(graph: Graph, signature: Signature, names: Names) -> tuple[Leaves, list[str]]:
-    """Paths for the graph's inputs, and the lines that unpack what has no path."""
+def bind_inputs(
+    graph: Graph, signature: Signature, names: Names, is_leaf: Callable[[], str]
+) -> tuple[Leaves, list[str]]:
+    """Paths for the graph's inputs, and the lines that unpack what has no path. `is_leaf` gives
+    the source of a function that tells `ScaledArray`s, which are one input each.
+    """
     leaves = Leaves()
     lines: list[str] = []
     at = 0
@@ -103,7 +107,10 @@ def bind_inputs(graph: Graph, signature: Signature, names: Names) -> tuple[Leave
         at += p.tree.num_leaves
         if paths is None:
             root = names.fresh(f"{p.name}_leaves")
-            lines.append(f"{root} = jax.tree.leaves({p.name})")
+            whole = (
+                f", is_leaf={is_leaf()}" if any(v.type.scale is not None for v in values) else ""
+            )
+            lines.append(f"{root} = jax.tree.leaves({p.name}{whole})")
             from precir.emit.paths import Key
 
             paths = [Path(root, (Key("item", i),)) for i in range(len(values))]
@@ -140,10 +147,11 @@ class Structures:
 
     def matching(self, tree: Any) -> list[tuple[str, tuple[Value, ...]]]:
         alike = self._by_size.get((tree.num_nodes, tree.num_leaves), [])
-        return [(text, values) for other, text, values in alike if _equal(other, tree)]
+        return [(text, values) for other, text, values in alike if same_structure(other, tree)]
 
 
-def _equal(tree: Any, other: Any) -> bool:
+def same_structure(tree: Any, other: Any) -> bool:
+    """Whether two pytree definitions are equal; False if that cannot be told."""
     try:
         return bool(tree == other)
     except Exception:  # keys that do not compare: arrays, say

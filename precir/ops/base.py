@@ -9,6 +9,7 @@ from typing import Any
 
 from precir.ir import Literal, Node
 from precir.ops.facts.context import Rule
+from precir.ops.scales.scaled import Law
 from precir.ops.writing import (
     ATOM,
     BIT_AND,
@@ -39,6 +40,7 @@ class Keeps(enum.Enum):
     WIDE = "wide"  # exp, log, sums, norms, losses: float32
     FOLLOW = "follow"  # runs in the widest of its floating operands
     MOVE = "move"  # moves numbers, makes none: the format of operand 0
+    RESCALE = "rescale"  # its operand as it is, its result in the format that follows
     OWN = "own"  # its own precision: operands and results as traced
 
 
@@ -52,12 +54,14 @@ class Op:
     Attributes:
       keeps: how a recipe treats its precision.
       fact: what its results hold, from what its operands hold (`precir.ops.facts`).
+      scale: how scales move through it (`precir.ops.scales`).
       write: how it is written as source.
     """
 
     name: str
     keeps: Keeps
     fact: Rule
+    scale: Law
     write: Write
 
 
@@ -150,15 +154,15 @@ def kind(dtype: str) -> str:
 
 
 def unary(
-    name: str, keeps: Keeps, fact: Rule, *, function: str | None = None, **keywords: Any
+    name: str, keeps: Keeps, fact: Rule, scale: Law, *, function: str | None = None, **keywords: Any
 ) -> Op:
-    return Op(name, keeps, fact, call(function or f"lax.{name}", keywords=keywords))
+    return Op(name, keeps, fact, scale, call(function or f"lax.{name}", keywords=keywords))
 
 
 def binary(
-    name: str, keeps: Keeps, fact: Rule, *, function: str | None = None, **keywords: Any
+    name: str, keeps: Keeps, fact: Rule, scale: Law, *, function: str | None = None, **keywords: Any
 ) -> Op:
-    return Op(name, keeps, fact, call(function or f"lax.{name}", keywords=keywords))
+    return Op(name, keeps, fact, scale, call(function or f"lax.{name}", keywords=keywords))
 
 
 def bind(node: Node, w: Writer) -> Template:

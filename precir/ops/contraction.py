@@ -7,6 +7,7 @@ import numpy as np
 from precir.ir import Literal, Node
 from precir.ops.base import Keeps, Op, call
 from precir.ops.facts import folds
+from precir.ops.scales import products
 from precir.ops.writing import PRODUCT, REQUIRED, Hole, Template, Writer
 
 
@@ -36,11 +37,12 @@ _dot_general = call(
 )
 
 OPS: tuple[Op, ...] = (
-    Op("dot_general", Keeps.PRODUCT, folds.dot_general, _dot),
+    Op("dot_general", Keeps.PRODUCT, folds.dot_general, products.dot_general, _dot),
     Op(
         "conv_general_dilated",
         Keeps.CONVOLUTION,
         folds.convolution,
+        products.convolution,
         call(
             "lax.conv_general_dilated",
             positional=("window_strides", "padding"),

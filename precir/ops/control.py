@@ -5,6 +5,7 @@ from __future__ import annotations
 from precir.ir import Node, Value
 from precir.ops.base import Keeps, Op
 from precir.ops.facts import loops
+from precir.ops.scales import laws
 from precir.ops.writing import Hole, Template, Writer, jaxpr_source, source
 
 OWN = Keeps.OWN
@@ -168,12 +169,12 @@ def _shard_map(node: Node, w: Writer) -> Template:
 
 
 OPS: tuple[Op, ...] = (
-    Op("scan", OWN, loops.scan, _scan),
-    Op("while", OWN, loops.while_, _while),
-    Op("cond", OWN, loops.cond, _cond),
-    Op("remat", OWN, loops.call, _remat),
-    Op("custom_jvp_call", OWN, loops.call, _call),
-    Op("custom_vjp_call", OWN, loops.call, _call),
-    Op("jit", OWN, loops.call, _jit),
-    Op("shard_map", OWN, loops.call, _shard_map),
+    Op("scan", OWN, loops.scan, laws.unscaled, _scan),
+    Op("while", OWN, loops.while_, laws.unscaled, _while),
+    Op("cond", OWN, loops.cond, laws.unscaled, _cond),
+    Op("remat", OWN, loops.call, laws.unscaled, _remat),
+    Op("custom_jvp_call", OWN, loops.call, laws.unscaled, _call),
+    Op("custom_vjp_call", OWN, loops.call, laws.unscaled, _call),
+    Op("jit", OWN, loops.call, laws.unscaled, _jit),
+    Op("shard_map", OWN, loops.call, laws.unscaled, _shard_map),
 )

@@ -6,6 +6,7 @@ from precir.ir import Node
 from precir.ops.base import Keeps, Op, bind, call
 from precir.ops.facts import moving
 from precir.ops.facts.context import Rule
+from precir.ops.scales import laws
 from precir.ops.writing import DROPPED, REQUIRED, Template, Writer
 
 _SCATTER = {
@@ -24,7 +25,8 @@ def _scatter(name: str, function: str, fact: Rule, keeps: Keeps = Keeps.FOLLOW) 
         applies = name == "scatter" and node.params["update_jaxpr"] is not None
         return bind(node, w) if applies else plain(node, w)
 
-    return Op(name, keeps, fact, write)
+    law = laws.unscaled if name == "scatter-mul" else laws.scatter
+    return Op(name, keeps, fact, law, write)
 
 
 OPS: tuple[Op, ...] = (
@@ -32,6 +34,7 @@ OPS: tuple[Op, ...] = (
         "gather",
         Keeps.MOVE,
         moving.gather,
+        laws.gather,
         call(
             "lax.gather",
             positional=("dimension_numbers", "slice_sizes"),

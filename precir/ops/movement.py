@@ -5,6 +5,7 @@ from __future__ import annotations
 from precir.ir import Literal, Node
 from precir.ops.base import Keeps, Op, bind, call
 from precir.ops.facts import moving, pointwise
+from precir.ops.scales import laws
 from precir.ops.writing import ATOM, REQUIRED, Hole, Template, Writer, source
 
 MOVE, FOLLOW, OWN = Keeps.MOVE, Keeps.FOLLOW, Keeps.OWN
@@ -165,25 +166,50 @@ def _barrier(node: Node, w: Writer) -> Template:
 
 
 OPS: tuple[Op, ...] = (
-    Op("reshape", MOVE, pointwise.same_as_operand, _reshape),
-    Op("transpose", MOVE, pointwise.same_as_operand, _transpose),
-    Op("broadcast_in_dim", MOVE, pointwise.same_as_operand, _broadcast),
-    Op("squeeze", MOVE, pointwise.same_as_operand, _squeeze),
+    Op("reshape", MOVE, pointwise.same_as_operand, laws.through, _reshape),
+    Op("transpose", MOVE, pointwise.same_as_operand, laws.through, _transpose),
+    Op("broadcast_in_dim", MOVE, pointwise.same_as_operand, laws.through, _broadcast),
+    Op("squeeze", MOVE, pointwise.same_as_operand, laws.through, _squeeze),
     Op(
         "expand_dims",
         MOVE,
         pointwise.same_as_operand,
+        laws.through,
         call("lax.expand_dims", keywords={"dimensions": REQUIRED}),
     ),
-    Op("slice", MOVE, pointwise.same_as_operand, _slice),
-    Op("rev", MOVE, pointwise.same_as_operand, call("lax.rev", positional=("dimensions",))),
-    Op("pad", FOLLOW, moving.pad, call("lax.pad", positional=("padding_config",))),
-    Op("concatenate", FOLLOW, pointwise.joined, _concatenate),
-    Op("split", MOVE, pointwise.same_as_operand, _split),
-    Op("stack", FOLLOW, pointwise.joined, call("lax.stack", packed=True, keywords={"axis": 0})),
-    Op("unstack", MOVE, pointwise.same_as_operand, _unstack),
-    Op("dynamic_slice", MOVE, pointwise.same_as_operand, _dynamic_slice),
-    Op("dynamic_update_slice", FOLLOW, moving.dynamic_update_slice, _dynamic_update_slice),
-    Op("iota", OWN, moving.iota, _iota),
-    Op("optimization_barrier", OWN, moving.passed_on, _barrier),
+    Op("slice", MOVE, pointwise.same_as_operand, laws.through, _slice),
+    Op(
+        "rev",
+        MOVE,
+        pointwise.same_as_operand,
+        laws.through,
+        call("lax.rev", positional=("dimensions",)),
+    ),
+    Op(
+        "pad",
+        FOLLOW,
+        moving.pad,
+        laws.aligned(0, 1),
+        call("lax.pad", positional=("padding_config",)),
+    ),
+    Op("concatenate", FOLLOW, pointwise.joined, laws.aligned(), _concatenate),
+    Op("split", MOVE, pointwise.same_as_operand, laws.through, _split),
+    Op(
+        "stack",
+        FOLLOW,
+        pointwise.joined,
+        laws.aligned(),
+        call("lax.stack", packed=True, keywords={"axis": 0}),
+    ),
+    Op("unstack", MOVE, pointwise.same_as_operand, laws.through, _unstack),
+    Op("dynamic_slice", MOVE, pointwise.same_as_operand, laws.through, _dynamic_slice),
+    Op(
+        "dynamic_update_slice",
+        FOLLOW,
+        moving.dynamic_update_slice,
+        laws.aligned(0, 1),
+        _dynamic_update_slice,
+    ),
+    Op("iota", OWN, moving.iota, laws.unscaled, _iota),
+    Op("optimization_barrier", OWN, moving.passed_on, laws.each, _barrier),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from precir.ir import Literal, Node
 from precir.ops.base import Keeps, Op, bind, call
 from precir.ops.facts import functions, moving
+from precir.ops.scales import laws
 from precir.ops.writing import REQUIRED, Hole, Template, Writer, source
 
 OWN = Keeps.OWN
@@ -49,20 +50,21 @@ def _fold_in(node: Node, w: Writer) -> Template:
 
 
 OPS: tuple[Op, ...] = (
-    Op("random_seed", OWN, functions.anything, _seed),
-    Op("random_wrap", OWN, functions.anything, _wrap),
-    Op("random_unwrap", OWN, functions.anything, call("jax.random.key_data")),
-    Op("random_bits", OWN, functions.anything, _bits),
-    Op("random_split", OWN, functions.anything, _split),
-    Op("random_fold_in", OWN, functions.anything, _fold_in),
-    Op("random_gamma", OWN, moving.random_gamma, bind),
-    Op("random_clone", OWN, functions.anything, bind),
-    Op("threefry2x32", OWN, functions.anything, bind),
-    Op("iota_2x32_shape", OWN, functions.anything, bind),
+    Op("random_seed", OWN, functions.anything, laws.unscaled, _seed),
+    Op("random_wrap", OWN, functions.anything, laws.unscaled, _wrap),
+    Op("random_unwrap", OWN, functions.anything, laws.unscaled, call("jax.random.key_data")),
+    Op("random_bits", OWN, functions.anything, laws.unscaled, _bits),
+    Op("random_split", OWN, functions.anything, laws.unscaled, _split),
+    Op("random_fold_in", OWN, functions.anything, laws.unscaled, _fold_in),
+    Op("random_gamma", OWN, moving.random_gamma, laws.unscaled, bind),
+    Op("random_clone", OWN, functions.anything, laws.unscaled, bind),
+    Op("threefry2x32", OWN, functions.anything, laws.unscaled, bind),
+    Op("iota_2x32_shape", OWN, functions.anything, laws.unscaled, bind),
     Op(
         "rng_bit_generator",
         OWN,
         functions.anything,
+        laws.unscaled,
         call(
             "lax.rng_bit_generator",
             positional=("shape",),

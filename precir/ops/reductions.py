@@ -8,12 +8,14 @@ from precir.ir import Node
 from precir.ops.base import Keeps, Op, Write, bind, call
 from precir.ops.facts import folds, functions, moving, pointwise
 from precir.ops.facts.context import Rule
+from precir.ops.scales import laws, products
+from precir.ops.scales.scaled import Law
 from precir.ops.writing import REQUIRED, Hole, Template, Writer, source
 
 WIDE, FOLLOW, OWN, MOVE = Keeps.WIDE, Keeps.FOLLOW, Keeps.OWN, Keeps.MOVE
 
 
-def _reduce(method: str, keeps: Keeps, name: str, fact: Rule) -> Op:
+def _reduce(method: str, keeps: Keeps, name: str, fact: Rule, scale: Law) -> Op:
     exact = call(f"lax.{name}", keywords={"axes": REQUIRED, "out_sharding": None})
 
     def write(node: Node, w: Writer) -> Template:
@@ -29,12 +31,12 @@ def _reduce(method: str, keeps: Keeps, name: str, fact: Rule) -> Op:
         axis = source(axes[0] if len(axes) == 1 else axes, w)
         return Template((f"jnp.{method}(", Hole(0), f", axis={axis})"))
 
-    return Op(name, keeps, fact, write)
+    return Op(name, keeps, fact, scale, write)
 
 
 def _logical(name: str) -> Op:
     written = call(f"lax.{name}", keywords={"axes": REQUIRED, "out_sharding": None})
-    return Op(name, OWN, functions.anything, written)
+    return Op(name, OWN, functions.anything, laws.unscaled, written)
 
 
 def _arg(name: str) -> Op:
@@ -45,12 +47,12 @@ def _arg(name: str) -> Op:
         dtype = source(node.params["index_dtype"], w)
         return Template((f"lax.{name}(", Hole(0), f", {axes[0]}, {dtype})"))
 
-    return Op(name, FOLLOW, folds.argument, write)
+    return Op(name, FOLLOW, folds.argument, laws.reads, write)
 
 
-def _cumulative(name: str, keeps: Keeps, fact: Rule) -> Op:
+def _cumulative(name: str, keeps: Keeps, fact: Rule, scale: Law) -> Op:
     written = call(f"lax.{name}", keywords={"axis": REQUIRED, "reverse": False})
-    return Op(name, keeps, fact, written)
+    return Op(name, keeps, fact, scale, written)
 
 
 def _computation(node: Node, w: Writer, count: int) -> str:
@@ -106,22 +108,22 @@ def _top_k(node: Node, w: Writer) -> Template:
 
 
 OPS: tuple[Op, ...] = (
-    _reduce("sum", WIDE, "reduce_sum", folds.reduce_sum),
-    _reduce("prod", WIDE, "reduce_prod", folds.reduce_prod),
-    _reduce("max", FOLLOW, "reduce_max", folds.reduce_extremum(largest=True)),
-    _reduce("min", FOLLOW, "reduce_min", folds.reduce_extremum(largest=False)),
+    _reduce("sum", WIDE, "reduce_sum", folds.reduce_sum, products.reduce_sum),
+    _reduce("prod", WIDE, "reduce_prod", folds.reduce_prod, products.reduce_prod),
+    _reduce("max", FOLLOW, "reduce_max", folds.reduce_extremum(largest=True), laws.through),
+    _reduce("min", FOLLOW, "reduce_min", folds.reduce_extremum(largest=False), laws.through),
     _logical("reduce_and"),
     _logical("reduce_or"),
     _logical("reduce_xor"),
     _arg("argmax"),
     _arg("argmin"),
-    Op("reduce", OWN, functions.anything, _general_reduce),
-    _cumulative("cumsum", WIDE, folds.cumsum),
-    _cumulative("cumprod", WIDE, folds.cumprod),
-    _cumulative("cumlogsumexp", WIDE, folds.cumlogsumexp),
-    _cumulative("cummax", FOLLOW, pointwise.same_as_operand),
-    _cumulative("cummin", FOLLOW, pointwise.same_as_operand),
-    Op("sort", FOLLOW, moving.sort, _sort),
-    Op("top_k", FOLLOW, moving.top_k, _top_k),
-    Op("reduce_window", OWN, functions.anything, _reduce_window),
+    Op("reduce", OWN, functions.anything, laws.unscaled, _general_reduce),
+    _cumulative("cumsum", WIDE, folds.cumsum, products.cumsum),
+    _cumulative("cumprod", WIDE, folds.cumprod, laws.unscaled),
+    _cumulative("cumlogsumexp", WIDE, folds.cumlogsumexp, laws.unscaled),
+    _cumulative("cummax", FOLLOW, pointwise.same_as_operand, laws.through),
+    _cumulative("cummin", FOLLOW, pointwise.same_as_operand, laws.through),
+    Op("sort", FOLLOW, moving.sort, laws.each, _sort),
+    Op("top_k", FOLLOW, moving.top_k, laws.top, _top_k),
+    Op("reduce_window", OWN, functions.anything, laws.unscaled, _reduce_window),
 )

@@ -12,10 +12,12 @@ from precir.ir import Node, Region
 from precir.ops.base import Keeps, Op, call
 from precir.ops.facts import folds, functions, moving, pointwise
 from precir.ops.facts.context import Rule
+from precir.ops.scales import laws, products
+from precir.ops.scales.scaled import Law
 from precir.ops.writing import DROPPED, Hole, Opaque, Template, Writer, jaxpr_source, source
 from precir.primitives import import_path, primitive_named
 
-OWN = Keeps.OWN
+OWN, UNSCALED = Keeps.OWN, laws.unscaled
 
 
 def bind_template(node: Node, w: Writer) -> Template:
@@ -55,8 +57,8 @@ def _parameter(node: Node, value: object, w: Writer) -> str:
         return w.external(value if opaque.value is not value else opaque.value)
 
 
-def bound(name: str, fact: Rule = functions.anything) -> Op:
-    return Op(name, OWN, fact, bind_template)
+def bound(name: str, fact: Rule = functions.anything, scale: Law = UNSCALED) -> Op:
+    return Op(name, OWN, fact, scale, bind_template)
 
 
 def unknown(name: str) -> Op:
@@ -72,36 +74,39 @@ OPS: tuple[Op, ...] = (
          "householder_product", "geqrf", "geqp3", "hessenberg", "tridiagonal", "schur",
          "lu_pivots_to_permutation", "cholesky_update", "symmetric_product"],
     ),
-    Op("fft", OWN, folds.fourier, call("lax.fft", positional=("fft_type", "fft_lengths"))),
+    Op(
+        "fft", OWN, folds.fourier, UNSCALED,
+        call("lax.fft", positional=("fft_type", "fft_lengths")),
+    ),
     # collectives
-    bound("psum", folds.psum),
-    bound("psum_invariant", folds.psum),
-    bound("pmax", moving.passed_on),
-    bound("pmin", moving.passed_on),
-    bound("pvary", moving.passed_on),
-    bound("pcast", moving.passed_on),
-    bound("ppermute", moving.or_zero),
-    bound("all_gather", moving.passed_on),
-    bound("all_gather_invariant", moving.passed_on),
-    bound("all_to_all", moving.passed_on),
-    bound("reduce_scatter", folds.reduce_scatter),
-    bound("psum_scatter", folds.reduce_scatter),
-    bound("axis_index", folds.axis_index),
-    Op("sharding_constraint", OWN, pointwise.same_as_operand, call(
+    bound("psum", folds.psum, laws.each),
+    bound("psum_invariant", folds.psum, laws.each),
+    bound("pmax", moving.passed_on, laws.each),
+    bound("pmin", moving.passed_on, laws.each),
+    bound("pvary", moving.passed_on, laws.each),
+    bound("pcast", moving.passed_on, laws.each),
+    bound("ppermute", moving.or_zero, laws.each),
+    bound("all_gather", moving.passed_on, laws.each),
+    bound("all_gather_invariant", moving.passed_on, laws.each),
+    bound("all_to_all", moving.passed_on, laws.each),
+    bound("reduce_scatter", folds.reduce_scatter, laws.each),
+    bound("psum_scatter", folds.reduce_scatter, laws.each),
+    bound("axis_index", folds.axis_index, UNSCALED),
+    Op("sharding_constraint", OWN, pointwise.same_as_operand, laws.through, call(
         "lax.with_sharding_constraint", positional=("sharding",),
         keywords={"layout": None, "context_mesh": DROPPED, "unconstrained_dims": frozenset(),
                   "resource_env": None},
     )),
     # windows
-    bound("reduce_window_sum", folds.window_sum),
-    bound("reduce_window_max", folds.window_extremum(largest=True)),
-    bound("reduce_window_min", folds.window_extremum(largest=False)),
-    bound("select_and_gather_add", folds.gather_windows),
-    bound("select_and_scatter_add", folds.scatter_windows),
-    bound("device_put", moving.passed_on),
-    bound("reshard", moving.passed_on),
-    bound("polynomial", functions.polynomial),
-    bound("ragged_dot_general", folds.ragged_dot),
+    bound("reduce_window_sum", folds.window_sum, products.window_sum),
+    bound("reduce_window_max", folds.window_extremum(largest=True), laws.through),
+    bound("reduce_window_min", folds.window_extremum(largest=False), laws.through),
+    bound("select_and_gather_add", folds.gather_windows, laws.beside),
+    bound("select_and_scatter_add", folds.scatter_windows, laws.beside),
+    bound("device_put", moving.passed_on, laws.each),
+    bound("reshard", moving.passed_on, laws.through),
+    bound("polynomial", functions.polynomial, UNSCALED),
+    bound("ragged_dot_general", folds.ragged_dot, UNSCALED),
     *map(bound, ["select_and_scatter", "approx_top_k", "debug_callback", "pure_callback",
                  "io_callback"]),
 )  # fmt: skip

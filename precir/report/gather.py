@@ -57,7 +57,10 @@ def recipe_in_words(recipe: Recipe) -> str:
         words = f"{compute} products, {wide} sums, norms, losses and updates"
         if recipe.forward is not None and recipe.gradient is not None:
             forward, gradient = format_name(recipe.forward), format_name(recipe.gradient)
-            low = f"{forward} forward, {gradient} gradients, {recipe.scaling} scaling"
+            scaling = f"{recipe.scaling} scaling"
+            if recipe.scaling == "delayed":
+                scaling += f", {recipe.history} steps"
+            low = f"{forward} forward, {gradient} gradients, {scaling}"
             words = f"{low}; {compute} activations, {wide} sums, norms, losses and updates"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]
     return "; ".join([words, *kept])

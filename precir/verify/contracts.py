@@ -12,6 +12,7 @@ from precir.ir import Node, Operand, Type
 from precir.text.types import SHORT, numpy_dtype
 
 Wrong = Iterator[str]
+_SCALAR: Final = Type((), "float32")
 OBSERVED: Final = 10  # numbers that `observe` gives beside its histogram
 
 
@@ -139,9 +140,11 @@ def _cast(node: Node) -> Wrong:
 
 
 def _quantize(node: Node) -> Wrong:
-    if wrong := list(_operands(node, 1)):
+    scales = node.params.get("scaling") == "given"
+    if wrong := list(_operands(node, 1 + scales)):
         yield from wrong
         return
+    yield from _agree_types("scales", [o.type for o in node.inputs[1:]], [_SCALAR] * scales)
     given = node.inputs[0].type
     if given.scale is not None:
         yield "the operand is quantised already"
@@ -149,6 +152,16 @@ def _quantize(node: Node) -> Wrong:
         yield f"the operand is {show(given)}, expected a floating-point array"
     expected = Type(given.shape, node.params.get("dtype", ""), scale=())
     yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _dequantize(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    given = node.inputs[0].type
+    if given.scale is None:
+        yield f"the operand is {show(given)}, expected a quantised array"
+    yield from _agree_types("results", [node.outputs[0].type], [Type(given.shape, "float32")])
 
 
 def _scaled_dot(node: Node) -> Wrong:
@@ -184,6 +197,44 @@ def _amax(node: Node) -> Wrong:
     yield from _agree_types("results", [node.outputs[0].type], [Type((), "float32")])
 
 
+def _element(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    given, index = node.inputs[0].type, node.params.get("index")
+    if given.rank != 1 or type(index) is not int or not 0 <= index < given.shape[0]:
+        yield f"element {index!r} of {show(given)}"
+    yield from _agree_types("results", [node.outputs[0].type], [Type((), given.dtype)])
+
+
+def _delayed_scale(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    yield from _agree_types("operands", [o.type for o in node.inputs], [_SCALAR] * 2)
+    yield from _agree_types("results", [node.outputs[0].type], [_SCALAR])
+
+
+def _recent_amax(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 1)):
+        yield from wrong
+        return
+    given = node.inputs[0].type
+    if given.rank != 2:
+        yield f"the operand is {show(given)}, expected a history"
+    yield from _agree_types("results", [node.outputs[0].type], [Type(given.shape[:1], "float32")])
+
+
+def _record_amax(node: Node) -> Wrong:
+    if wrong := list(_operands(node, len(node.inputs) or 1)):
+        yield from wrong
+        return
+    history, *amaxes = [o.type for o in node.inputs]
+    yield from _agree_types("operands", amaxes, [_SCALAR] * len(amaxes))
+    expected = Type((len(amaxes), *history.shape[1:]), "float32")
+    yield from _agree_types("results", [history, node.outputs[0].type], [expected] * 2)
+
+
 def _wide(what: str, type_: Type) -> Wrong:
     if type_.scale is not None or not is_float(type_.dtype):
         yield f"the {what} is {show(type_)}, expected a floating-point array"
@@ -212,6 +263,30 @@ def is_float(dtype: str) -> bool:
     return found is not None and jnp.issubdtype(found, np.floating)
 
 
+def _multiplied(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    given, factor = (o.type for o in node.inputs)
+    yield from _wide("operand", given)
+    yield from _agree_types("factor", [Type((), factor.dtype)], [Type((), "float32")])
+    expected = Type(given.shape, node.params.get("dtype", ""))
+    yield from _agree_types("results", [node.outputs[0].type], [expected])
+
+
+def _scale(node: Node) -> Wrong:
+    if len(node.outputs) != 1:
+        yield f"{len(node.outputs)} results, expected 1"
+        return
+    yield from _agree_types("results", [node.outputs[0].type], [Type((), "float32")])
+
+
+def _scale_product(node: Node) -> Wrong:
+    yield from _scale(node)
+    scalars = [Type((), "float32")] * len(node.params.get("powers", ()))
+    yield from _agree_types("scales", [o.type for o in node.inputs], scalars)
+
+
 CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scan": _scan,
     "while": _while,
@@ -223,8 +298,21 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "shard_map": _shard_map,
     "cast": _cast,
     "quantize": _quantize,
+    "dequantize": _dequantize,
     "scaled_dot": _scaled_dot,
     "observe": _observe,
     "amax": _amax,
+    "rescale": _multiplied,
+    "unscale": _multiplied,
+    "scale_product": _scale_product,
+    "scale_max": _scale,
+    "scale_root": _scale,
+    "rms_scale": _scale,
+    "scale_of": _scale,
+    "element": _element,
+    "finite_amax": _amax,
+    "delayed_scale": _delayed_scale,
+    "recent_amax": _recent_amax,
+    "record_amax": _record_amax,
     "merge_stats": _merge_stats,
 }

@@ -271,6 +271,11 @@ def quantize(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     return Fact(lo, hi, 0.0, flags, False, a.basis)
 
 
+def dequantize(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
+    """The value that data times scale stands for."""
+    return facts[0]
+
+
 def ragged_dot(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
     a, b = facts[0], facts[1]
     count = max(node.inputs[0].type.shape, default=1)

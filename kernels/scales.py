@@ -1,0 +1,45 @@
+"""Arithmetic on power-of-two scales, which are float32 scalars, and on data under them."""
+
+from __future__ import annotations
+
+import numpy as np
+from jax import Array, lax
+from jax import numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+SMALLEST_SCALE = 2.0**-126
+LARGEST_SCALE = 2.0**126
+_EXPONENT = -1 << 23  # the bits of sign and exponent of a float32
+
+
+def bounded(scale: Array) -> Array:
+    """A product of scales within [2^-126, 2^126], where it and its reciprocal are normal."""
+    return lax.clamp(np.float32(SMALLEST_SCALE), scale, np.float32(LARGEST_SCALE))
+
+
+def rescale(x: ArrayLike, factor: ArrayLike, dtype: DTypeLike) -> Array:
+    """``x * factor`` as ``dtype``, multiplied in float32 or wider: 16-bit data may be far from one
+    and so may the factor, a power of two, where their product is not.
+    """
+    x = jnp.asarray(x)
+    wide = jnp.promote_types(x.dtype, jnp.float32)
+    return (x.astype(wide) * jnp.asarray(factor, wide)).astype(dtype)
+
+
+def scale_root(scale: Array, n: int) -> Array:
+    """The power of two next below the ``n``-th root of a float32 power of two."""
+    exponent = (lax.bitcast_convert_type(scale, np.int32) >> 23) - 127
+    rooted = jnp.floor_divide(exponent, n)
+    return lax.bitcast_convert_type((rooted + 127) << 23, np.float32)
+
+
+def rms_scale(x: Array) -> Array:
+    """The power of two nearest to the root mean square of ``x``, as a float32 scalar.
+
+    1 where that is zero, infinite or NaN, for none of which there is a good scale.
+    """
+    wide = lax.convert_element_type(x, np.float32)
+    rms = jnp.sqrt(jnp.sum(wide * wide) / max(x.size, 1))
+    bits = lax.bitcast_convert_type(rms * np.float32(2**0.5), np.int32) & _EXPONENT
+    usual = (rms >= SMALLEST_SCALE) & (rms < LARGEST_SCALE)
+    return jnp.where(usual, lax.bitcast_convert_type(bits, np.float32), np.float32(1))

@@ -1,0 +1,428 @@
+"""Carry scales through a program: every tensor becomes data and a power of two that multiplies it.
+
+Scalify's idea (Balanca et al., arXiv 2407.17353): where a tensor comes from says how large it is,
+so its scale follows from those of what it was made of, each op by its law
+(`precir.ops.scales`), and 16 or 8 bits hold the rest. What is known while compiling costs
+nothing; what is not is arithmetic on scalars. Where the guess of a magnitude leaves the good band,
+the data is multiplied by a power of two and the scale divided by it; where too much has been
+guessed, on the way back through a gradient, the magnitude is measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from precir.domains.fact import Fact
+from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Type, Value
+from precir.ops import Keeps, op_named
+from precir.ops.scales.scaled import ONE, Scale, Scaled, is_float
+from precir.passes.facts import Facts
+
+BAND = 2.0  # how far, in powers of two, the guessed typical magnitude may be from one
+BLIND = 2  # products after which a sum of gradients is measured
+_SCALAR = Type((), "float32")
+_BELOW_LIMIT = 2.7  # log2 of the usual ratio of the largest to the typical element
+
+
+@dataclass(frozen=True)
+class Options:
+    """What propagation does beside carrying scales.
+
+    Attributes:
+      split: whether a constant is split into a number in [1, 2) and a power of two.
+      balance: whether data that drifts out of the band is brought back.
+      measure: whether gradients are measured where too much has been guessed.
+      loss: a scalar that gradients are multiplied by from the beginning; None for none.
+    """
+
+    split: bool = True
+    balance: bool = True
+    measure: bool = True
+    loss: Value | None = None
+
+
+@dataclass
+class Numbers:
+    """Bases are numbered over the whole program, so that scales mean the same in sub-programs."""
+
+    count: int = 0
+    left: list[Operand] = field(default_factory=list)
+
+    def new(self) -> int:
+        self.count += 1
+        return self.count
+
+
+def propagate_scales(
+    graph: Graph, options: Options = Options(), facts: Facts | None = None
+) -> Graph:
+    """The same function of the same arguments, computed on scaled data.
+
+    Arguments that are `dequantize`d enter with their scales; others, and all results, have none.
+    """
+    return propagate(graph, options, facts)[0]
+
+
+def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Graph, list[Operand]]:
+    """The new program, and the true values in it of all that was under the loss scale."""
+    numbers = Numbers()
+    walk = Walk(graph, options, facts, numbers)
+    if options.loss is not None:
+        walk.bases[0] = options.loss
+    guesses = parameter_sizes(graph) if options.balance else {}
+    for value in graph.inputs:
+        walk.take(value, Scaled(value, _scale_of_input(value), guesses.get(value, 0.0)))
+    walk.loose.update(guesses)
+    walk.run()
+    outputs = [walk.leaving(o) for o in graph.outputs]
+    return graph.with_(nodes=tuple(walk.nodes), outputs=tuple(outputs)), numbers.left
+
+
+def _scale_of_input(value: Value) -> Scale | None:
+    return ONE if is_float(value.type.dtype) and value.type.scale is None else None
+
+
+class Walk:
+    """Rewrites one graph in program order; `precir.ops.scales.scaled.Builder` for the laws."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        options: Options,
+        facts: Facts | None,
+        numbers: Numbers,
+        parent: Walk | None = None,
+    ) -> None:
+        self.graph, self.options, self.facts, self.numbers = graph, options, facts, numbers
+        self.parent = parent
+        self.nodes: list[Node] = []
+        self.bases: dict[int, Operand] = {}
+        self.captured: dict[int, Value] = {}
+        self.backward: set[Value] = set()
+        self.loose: set[Operand] = set()  # parameters, brought to a good magnitude where read
+        self._env: dict[Value, Scaled] = {}
+        self._plain: dict[tuple[Operand, Scale], Operand] = {}
+        self._under: dict[tuple[Operand, Scale], Operand] = {}
+        self._known: dict[Any, Any] = {}
+        self._at: Node | None = None
+
+    # -- the walk ------------------------------------------------------------------------------
+
+    def take(self, value: Value, scaled: Scaled) -> None:
+        self._env[value] = scaled
+
+    def run(self) -> None:
+        for node in self.graph:
+            self._at = node
+            results = self.node(node)
+            for value, scaled in zip(node.outputs, results, strict=True):
+                self._env[value] = self.settled(node, value, scaled)
+            if node.phase == BACKWARD:
+                self.backward.update(node.outputs)
+
+    def node(self, node: Node) -> Sequence[Scaled]:
+        from precir.passes.scale_regions import through_regions
+
+        if node.op == "dequantize":
+            return [self.entering(node)]
+        if node.op == "constant":
+            self.nodes.append(node)
+            return [self.constant(node)]
+        dtypes = [v.type.dtype for v in _operands(node)]
+        if (
+            node.phase == UPDATE
+            or not any(map(is_float, dtypes))
+            or any("complex" in d for d in dtypes)
+        ):
+            return self.unscaled(node)
+        if node.regions:
+            return through_regions(self, node)
+        xs = [self.balanced(self.of(o)) if o in self.loose else self.of(o) for o in node.inputs]
+        return op_named(node.op).scale(node, xs, self)
+
+    def settled(self, node: Node, value: Value, x: Scaled) -> Scaled:
+        """A result as it is carried on: measured or balanced where it has to be."""
+        floats = is_float(value.type.dtype)
+        if not floats:
+            return Scaled(x.data, None)
+        if x.scale is None and not any(is_float(o.type.dtype) for o in node.inputs):
+            x = replace(x, scale=ONE)
+        if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
+            return self.seeded(node, x)
+        x = self.seeded(node, x)
+        sum_of_gradients = node.op == "add_any" and node.phase == BACKWARD
+        if self.options.measure and sum_of_gradients and x.blind >= BLIND:
+            return self.measured(x)
+        x = self.bounded(value, x)
+        return self.balanced(x) if self.options.balance else x
+
+    def balanced(self, x: Scaled) -> Scaled:
+        """Data brought back to a typical magnitude near one."""
+        if abs(x.size) <= BAND or x.scale is None or isinstance(x.data, Literal):
+            return x
+        bits = round(x.size)
+        scale = x.scale.shifted(bits)
+        return Scaled(self.under(x, scale), scale, x.size - bits, x.blind)
+
+    def bounded(self, value: Value, x: Scaled) -> Scaled:
+        """A guess is no larger than what is proved."""
+        fact = self.facts[value] if self.facts is not None else None
+        if fact is None or x.scale is None or not x.scale.static:
+            return x
+        largest = max(abs(fact.lo), abs(fact.hi))
+        if not math.isfinite(largest) or largest == 0:
+            return x
+        bound = math.log2(largest) - x.scale.exponent
+        return replace(x, size=min(x.size, bound))
+
+    def seeded(self, node: Node, x: Scaled) -> Scaled:
+        """Where a gradient begins, it is multiplied by the loss scale."""
+        if self.options.loss is None or node.phase != BACKWARD or node.regions or x.scale is None:
+            return x
+        if any(o in self.backward for o in node.inputs if isinstance(o, Value)):
+            return x
+        begun = x.scale * Scale(0, ((0, -1),))
+        return Scaled(self.under(x, begun), begun, x.size, x.blind)
+
+    def entering(self, node: Node) -> Scaled:
+        """An argument that comes with its scale."""
+        (source,) = node.inputs
+        kind = node.outputs[0].type
+        data = self.add(
+            node.like(op="data_of", types=[replace(source.type, scale=None)], params={})
+        )
+        scale = self.add(node.like(op="scale_of", types=[_SCALAR], params={}))
+        wide = self.add(
+            node.like(op="cast", inputs=[data], types=[kind], params={"dtype": kind.dtype})
+        )
+        return Scaled(wide, self.base(scale), _size_of_stored(source.type.dtype))
+
+    def constant(self, node: Node) -> Scaled:
+        value = node.outputs[0]
+        array = self.graph.constants.get(node.params["name"])
+        if not is_float(value.type.dtype) or array is None:
+            return Scaled(value, None)
+        held = np.asarray(array).astype(np.float64)
+        finite = held[np.isfinite(held) & (held != 0)]
+        if not finite.size:
+            return Scaled(value, None)
+        return Scaled(value, ONE, 0.5 * math.log2(float(np.mean(finite**2)) or 1.0))
+
+    def unscaled(self, node: Node) -> list[Scaled]:
+        made = self.emit(node, [self.plain(self.of(o)) for o in node.inputs])
+        return [Scaled(v, _scale_of_input(v)) for v in made.outputs]
+
+    def of(self, operand: Operand) -> Scaled:
+        if isinstance(operand, Value):
+            return self._env[operand]
+        if not is_float(operand.type.dtype):
+            return Scaled(operand, None)
+        number = float(operand.value.real)
+        if number == 0 or not math.isfinite(number):
+            return Scaled(operand, None)
+        if not self.options.split:
+            return Scaled(operand, ONE)
+        mantissa, exponent = math.frexp(number)
+        return Scaled(
+            Literal(2 * mantissa, operand.type), Scale(exponent - 1), math.log2(abs(2 * mantissa))
+        )
+
+    def leaving(self, operand: Operand) -> Operand:
+        return self.plain(self.of(operand)) if isinstance(operand, Value) else operand
+
+    # -- for the laws ----------------------------------------------------------------------------
+
+    def fact(self, index: int) -> Fact | None:
+        assert self._at is not None
+        operand = self._at.inputs[index]
+        return None if self.facts is None else self.facts[operand]
+
+    def emit(self, node: Node, inputs: Sequence[Operand], **changes: Any) -> Node:
+        spread = [self.spread(node, i, o) for i, o in enumerate(inputs)]
+        same = all(a is b for a, b in zip(spread, node.inputs, strict=True)) and not changes
+        made = node if same else node.like(inputs=spread, **changes)
+        self.nodes.append(made)
+        return made
+
+    def spread(self, node: Node, index: int, operand: Operand) -> Operand:
+        """A scalar that stands for a literal among arrays is made an array."""
+        was = node.inputs[index]
+        if not isinstance(was, Literal) or isinstance(operand, Literal):
+            return operand
+        shape = node.outputs[0].type.shape
+        if not shape or node.op in ("clamp", "pad", "broadcast_in_dim"):
+            return operand
+        params = {"shape": shape, "broadcast_dimensions": (), "sharding": None}
+        kind = Type(shape, operand.type.dtype)
+        made = Node("broadcast_in_dim", [operand], [kind], params, source=node.source,
+                    scope=node.scope, phase=node.phase)  # fmt: skip
+        return self.add(made)
+
+    def plain(self, x: Scaled) -> Operand:
+        if x.scale is None or x.scale == ONE:
+            return x.data
+        value = self._multiplied("unscale", self._plain, x, x.scale)
+        if x.scale.powers and x.scale.powers[0][0] == 0 and value not in self.numbers.left:
+            self.numbers.left.append(value)
+        return value
+
+    def under(self, x: Scaled, scale: Scale | None) -> Operand:
+        if x.scale is None or scale is None or x.scale == scale:
+            return x.data
+        return self._multiplied("rescale", self._under, x, x.scale / scale)
+
+    def _multiplied(
+        self, op: str, known: dict[tuple[Operand, Scale], Operand], x: Scaled, ratio: Scale
+    ) -> Operand:
+        if isinstance(x.data, Literal) and ratio.static:
+            return Literal(float(x.data.value.real) * 2.0**ratio.exponent, x.data.type)
+        if (x.data, ratio) not in known:
+            factor = self.materialised(ratio)
+            kind = replace(x.data.type, weak=False)
+            known[x.data, ratio] = self.made(op, [x.data, factor], kind, {"dtype": kind.dtype})
+        return known[x.data, ratio]
+
+    def common(self, xs: Sequence[Scaled]) -> Scale | None:
+        given = [x for x in xs if x.scale is not None]
+        scales = {x.scale for x in given}
+        if len(scales) <= 1:
+            return next(iter(scales), None)
+        if len({x.scale.powers for x in given if x.scale}) == 1:
+            return max(given, key=lambda x: x.magnitude).scale
+        meant = [x.scale.shifted(_whole(x.size)) for x in given if x.scale]
+        key = ("max", *sorted(set(meant), key=lambda s: (s.powers, s.exponent)))
+        if key not in self._known:
+            operands = [self.materialised(s) for s in key[1:] if isinstance(s, Scale)]
+            largest = operands[0]
+            for other in operands[1:]:
+                largest = self.made("scale_max", [largest, other], _SCALAR, {})
+            self._known[key] = self.base(largest)
+        found: Scale = self._known[key]
+        return found
+
+    def root(self, x: Scaled, n: int) -> tuple[Operand, Scale, float]:
+        assert x.scale is not None
+        scale = x.scale
+        if any(p % n for _, p in scale.powers):
+            key = ("root", scale, n)
+            if key not in self._known:
+                whole = self.materialised(scale)
+                self._known[key] = self.base(self.made("scale_root", [whole], _SCALAR, {"n": n}))
+            rooted: Scale = self._known[key]
+            return self.under(x, rooted**n), rooted, x.size
+        rest = scale.exponent % n
+        even = scale.shifted(-rest)
+        rooted = Scale(even.exponent // n, tuple((b, p // n) for b, p in even.powers))
+        return self.under(x, even), rooted, x.size + rest
+
+    def measured(self, x: Scaled) -> Scaled:
+        """Under a scale taken from the data itself."""
+        assert x.scale is not None
+        found = self.base(self.made("rms_scale", [x.data], _SCALAR, {}))
+        data = self.under(Scaled(x.data, ONE), found)
+        return Scaled(data, x.scale * found, 0.0, 0)
+
+    # -- scalars ---------------------------------------------------------------------------------
+
+    def base(self, scalar: Operand) -> Scale:
+        number = self.numbers.new()
+        self.bases[number] = scalar
+        return Scale(0, ((number, 1),))
+
+    def known_base(self, number: int) -> bool:
+        return number in self.bases or (self.parent is not None and self.parent.known_base(number))
+
+    def scalar(self, number: int) -> Operand:
+        """The scalar of a base; one of the program around is asked for as an input."""
+        if number not in self.bases:
+            assert self.parent is not None
+            made = Value(_SCALAR, hint="scale")
+            self.bases[number] = self.captured[number] = made
+        return self.bases[number]
+
+    def materialised(self, scale: Scale) -> Operand:
+        """A scale as a scalar of the program."""
+        if scale.static:
+            return Literal(2.0 ** max(-126, min(126, scale.exponent)), _SCALAR)
+        if scale.exponent == 0 and len(scale.powers) == 1 and scale.powers[0][1] == 1:
+            return self.scalar(scale.powers[0][0])
+        if scale not in self._known:
+            inputs = [self.scalar(b) for b, _ in scale.powers]
+            params = {"powers": tuple(p for _, p in scale.powers), "exponent": scale.exponent}
+            self._known[scale] = self.made("scale_product", inputs, _SCALAR, params)
+        found: Operand = self._known[scale]
+        return found
+
+    def made(
+        self, op: str, inputs: Sequence[Operand], kind: Type, params: Mapping[str, Any]
+    ) -> Operand:
+        at = self._at or (self.graph.nodes[-1] if self.graph.nodes else None)
+        if at is None:
+            return self.add(Node(op, inputs, [kind], params))
+        return self.add(
+            Node(op, inputs, [kind], params, source=at.source, scope=at.scope, phase=at.phase)
+        )
+
+    def add(self, node: Node) -> Value:
+        self.nodes.append(node)
+        return node.outputs[0]
+
+
+def parameter_sizes(graph: Graph) -> dict[Value, float]:
+    """log2 of the magnitude that initialisers give to parameters: arrays of the arguments that the
+    update changes. The products that read one sum over its fan-in, and keep the magnitude of what
+    it multiplies (LeCun et al., Efficient BackProp, 1998; He and Xavier differ by a factor of two).
+    """
+    found: dict[Value, float] = {}
+    for value in graph.inputs:
+        readers = graph.users.get(value, ())
+        if value.type.dtype == "float32" and any(n.phase == UPDATE for n in readers):
+            fan_in = _fan_in(graph, value)
+            if fan_in:
+                found[value] = -0.5 * math.log2(fan_in)
+    return found
+
+
+def _fan_in(graph: Graph, value: Value) -> int:
+    """How many products are summed where a value, moved or not, is first multiplied; 0 if never."""
+    waiting = [(graph, value)]
+    while waiting:
+        graph, value = waiting.pop(0)
+        for node in graph.users.get(value, ()):
+            keeps = op_named(node.op).keeps
+            if node.phase == UPDATE:
+                continue
+            if node.op == "dot_general":
+                side = node.inputs.index(value)
+                axes = node.params["dimension_numbers"][0][side]
+                return int(math.prod(value.type.shape[a] for a in axes))
+            if node.op == "conv_general_dilated":
+                out = value.type.shape[node.params["dimension_numbers"].rhs_spec[0]]
+                return int(math.prod(value.type.shape) // max(out, 1))
+            if node.op == "gather":
+                return value.type.shape[-1]
+            if keeps is Keeps.MOVE:
+                waiting.append((graph, node.outputs[0]))
+            elif node.op in ("remat", "scan"):
+                index = node.inputs.index(value)
+                waiting.append((node.regions[0], node.regions[0].inputs[index]))
+    return 0
+
+
+def _operands(node: Node) -> list[Operand]:
+    return [*node.inputs, *node.outputs]
+
+
+def _size_of_stored(dtype: str) -> float:
+    """The typical magnitude of data whose largest element is near the format's limit."""
+    limit = {"float16": 16.0, "bfloat16": 0.0, "float8_e4m3fn": 8.8, "float8_e5m2": 15.8}
+    return limit.get(dtype, 0.0) - 0.5 - _BELOW_LIMIT
+
+
+def _whole(size: float) -> int:
+    return round(size) if abs(size) > BAND else 0

@@ -1,0 +1,1 @@
+"""Scale laws: how a power-of-two scale moves through each op."""

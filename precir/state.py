@@ -1,0 +1,339 @@
+"""Which arguments of a program are state: they come back, in the next step's form, as results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+from jax import numpy as jnp
+from jax.tree_util import PyTreeDef, default_registry
+
+from precir.emit.signature import Parameter, Signature, same_structure
+from precir.ir import BACKWARD, UPDATE, Graph, Operand, Type, Value
+from precir.kernels import quantize
+from precir.packed import PLAIN, Layout, Packed, StateError
+from precir.passes.pipeline import Extra
+from precir.passes.storage import Stored
+from precir.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Carried:
+    """An argument that comes back: parameter number `parameter`, whose leaves are the inputs from
+    `first` on, is `count` results from `back` on.
+    """
+
+    parameter: int
+    first: int
+    back: int
+    count: int
+
+
+def find_state(graph: Graph, signature: Signature) -> list[Carried]:
+    """Every argument that comes back, in the order of the arguments.
+
+    It comes back as a part of the result with its structure, shapes and dtypes that depends on it;
+    where several do, as the one with the most results of the update, then the first. Larger
+    arguments choose first, so that the moments are not taken for the parameters. An argument that
+    is one bare array counts only if it is no scalar and, where the program has gradients at all,
+    comes back from the update: else it may as well be data.
+    """
+    results = list(_subtrees(signature.result, 0))
+    has_gradients = any(n.phase == BACKWARD for n in graph.nodes)
+    choices = []
+    at = 0
+    for number, p in enumerate(signature.parameters):
+        first, count = at, p.tree.num_leaves
+        at += count
+        inputs = graph.inputs[first:at]
+        bare = p.tree.num_nodes == 1
+        if not inputs or (bare and not inputs[0].type.shape):
+            continue
+        reached = _reached(graph, inputs)
+        fits = []
+        for order, (tree, back) in enumerate(results):
+            outputs = graph.outputs[back : back + count]
+            if (
+                tree.num_leaves != count
+                or tree.num_nodes != p.tree.num_nodes
+                or not _same_types(inputs, outputs)
+                or not same_structure(tree, p.tree)
+                or not any(o in reached for o in outputs if isinstance(o, Value))
+            ):
+                continue
+            updated = sum(_updated(o) for o in outputs)
+            if bare and has_gradients and not updated:
+                continue
+            fits.append((-updated, order, back))
+        if fits:
+            choices.append((-count, len(fits), number, first, sorted(fits)))
+    taken: set[int] = set()
+    found = []
+    for size, _, number, first, fits in sorted(choices):
+        count = -size
+        free = (b for _, _, b in fits if taken.isdisjoint(range(b, b + count)))
+        back = next(free, None)
+        if back is not None:
+            taken.update(range(back, back + count))
+            found.append(Carried(number, first, back, count))
+    return sorted(found, key=lambda c: c.parameter)
+
+
+def _subtrees(tree: Any, start: int) -> Iterator[tuple[Any, int]]:
+    yield tree, start
+    for child in tree.children():
+        yield from _subtrees(child, start)
+        start += child.num_leaves
+
+
+def _reached(graph: Graph, inputs: Sequence[Value]) -> set[Operand]:
+    """What depends on one of the inputs."""
+    reached: set[Operand] = set(inputs)
+    for node in graph.nodes:
+        if any(o in reached for o in node.inputs):
+            reached.update(node.outputs)
+    return reached
+
+
+def _same_types(inputs: Sequence[Value], outputs: Sequence[Operand]) -> bool:
+    return all(
+        (i.type.shape, i.type.dtype) == (o.type.shape, o.type.dtype)
+        for i, o in zip(inputs, outputs, strict=True)
+    )
+
+
+def _updated(output: Operand) -> bool:
+    return isinstance(output, Value) and output.node is not None and output.node.phase == UPDATE
+
+
+@dataclass(frozen=True)
+class ProgramState:
+    """What a program carries from step to step.
+
+    Attributes:
+      stored: which inputs and results are `ScaledArray`s.
+      extras: the program's last inputs and results, precir's own.
+      carrier: the argument that is a `Packed`, if it comes back as one; None if none does.
+      at: the number of the argument that is a `Packed`.
+      unused: names of state given that the program has no use for.
+    """
+
+    stored: Stored = Stored()
+    extras: tuple[Extra, ...] = ()
+    carrier: Carried | None = None
+    at: int | None = None
+    unused: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.stored or self.extras)
+
+    @property
+    def names(self) -> list[str]:
+        """What the `Packed` argument holds, in the order of its leaves."""
+        return sorted([*(e.name for e in self.extras), *self.unused])
+
+    def called(self, signature: Signature) -> Signature:
+        """How the program is called from outside."""
+        back = sorted(e.name for e in self.extras)
+        return packed_signature(signature, self.carrier, self.at, self.names, back)
+
+    def inside(self, graph: Graph, signature: Signature) -> Graph:
+        """The program with its inputs and results in the order of the leaves of `called`."""
+        if self.at is None:
+            return graph
+        count = len(self.extras)
+        cut, end = len(graph.inputs) - count, len(graph.outputs) - count
+        given = dict(zip((e.name for e in self.extras), graph.inputs[cut:], strict=True))
+        made = dict(zip((e.name for e in self.extras), graph.outputs[end:], strict=True))
+        given |= {n: Value(Type((), "float32"), hint=n) for n in self.unused}
+        inputs, outputs = list(graph.inputs[:cut]), list(graph.outputs[:end])
+        after = sum(p.tree.num_leaves for p in signature.parameters[: self.at + 1])
+        inputs[after:after] = [given[n] for n in self.names]
+        if self.carrier is not None:
+            back = self.carrier.back + self.carrier.count
+            outputs[back:back] = [made[n] for n in sorted(made)]
+        return graph.with_(inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def wrapped(state: ProgramState, arguments: Sequence[Any]) -> list[Any]:
+    """Arguments of the first step: scaled, and with the first state beside the first of them."""
+    made, at = [], 0
+    for number, argument in enumerate(arguments):
+        leaves, tree = jax.tree.flatten(argument)
+        here = [i for i in range(len(leaves)) if at + i in state.stored.inputs]
+        for i in here:
+            leaves[i] = quantize(leaves[i], state.stored.inputs[at + i].dtype)
+        at += len(leaves)
+        new = jax.tree.unflatten(tree, leaves) if here else argument
+        if number == state.at:
+            new = Packed(new, {e.name: jnp.asarray(e.initial) for e in state.extras})
+        made.append(new)
+    return made
+
+
+# -- what is stored --------------------------------------------------------------------------------
+
+
+def stored_by_recipe(graph: Graph, carried: Sequence[Carried], recipe: Recipe) -> Stored:
+    """The float32 weights and moments among the state, in the recipe's format: whatever has more
+    than one element. Scalars (counts, learning rates) stay as they are.
+    """
+    inputs: dict[int, Type] = {}
+    outputs: dict[int, str] = {}
+    if recipe.state is None:
+        return Stored()
+    for c in carried:
+        for i in range(c.count):
+            kind = graph.inputs[c.first + i].type
+            if kind.dtype == "float32" and kind.rank and any(n > 1 for n in kind.shape):
+                inputs[c.first + i] = Type(kind.shape, recipe.state, scale=())
+                outputs[c.back + i] = recipe.state
+    return Stored(inputs, outputs)
+
+
+def stored_as_given(graph: Graph, carried: Sequence[Carried], layout: Layout) -> Stored:
+    """What came as a `ScaledArray`; as such it goes back, if it is state under one scale."""
+    inputs = {i: Type(graph.inputs[i].type.shape, d, scale=s) for i, d, s in layout.scaled}
+    back = {c.first + i: c.back + i for c in carried for i in range(c.count)}
+    outputs = {back[i]: d for i, d, s in layout.scaled if i in back and s == ()}
+    return Stored(inputs, outputs)
+
+
+def check_given(
+    layout: Layout, wanted: Stored, extras: Sequence[Extra], labels: Sequence[str], recipe: Recipe
+) -> None:
+    """Raises `StateError` unless arguments of this layout carry what the recipe needs."""
+    have = {i: dtype for i, dtype, _ in layout.scaled}
+    fix = "params, opt, batch = step.init(params, opt, batch), once, before the first step"
+    missing = [i for i, kind in wanted.inputs.items() if have.get(i) != kind.dtype]
+    if missing:
+        raise StateError(
+            f"recipe {recipe.name} keeps {labels[missing[0]]} in {recipe.state} between steps, and "
+            "it was given as a plain array",
+            fix=fix,
+        )
+    given = {name: (shape, dtype) for name, shape, dtype in layout.state}
+    for e in extras:
+        kind = (e.initial.shape, e.initial.dtype.name)
+        if e.name not in given:
+            raise StateError(
+                f"recipe {recipe.name} carries {e.name} from step to step, and no argument has it",
+                fix=fix,
+            )
+        if given[e.name] != kind:
+            raise StateError(
+                f"the {e.name} given is {_kind(*given[e.name])}, and that of this program is "
+                f"{_kind(*kind)}: it was made by another program",
+                fix="step.init with arguments like these",
+            )
+
+
+def _kind(shape: tuple[int, ...], dtype: str) -> str:
+    return f"{dtype}{list(shape)}"
+
+
+def not_begun(state: ProgramState, recipe: Recipe) -> StateError:
+    """A step that was called on the user's own arguments."""
+    what = [e.name for e in state.extras]
+    if state.stored and recipe.state is not None:
+        what.append(f"weights and moments in {recipe.state}")
+    return StateError(
+        f"recipe {recipe.name} carries {' and '.join(what)} from step to step, and these "
+        "arguments have none yet",
+        fix="params, opt, batch = step.init(params, opt, batch), once, before the first step",
+    )
+
+
+def no_state(recipe: Recipe, name: str, what: str) -> StateError:
+    """No argument of the function `name` comes back, and the recipe needs one that does."""
+    return StateError(
+        f"recipe {recipe.name} carries {what} from step to step, and no argument of {name} comes "
+        "back among its results",
+        fix="compile the whole train step, which returns the parameters and optimizer state that "
+        'it is given; for a model function, use a recipe without state, as "fp8"',
+    )
+
+
+class StateFinder:
+    """What one program carries: found once, where the recipe or the arguments ask for it."""
+
+    def __init__(self, graph: Graph, signature: Signature, recipe: Recipe, layout: Layout) -> None:
+        self.graph, self.signature = graph, signature
+        self.recipe, self.layout = recipe, layout
+
+    @cached_property
+    def carried(self) -> list[Carried]:
+        return find_state(self.graph, self.signature)
+
+    def stored(self) -> Stored:
+        """What the passes are to take and return as `ScaledArray`s."""
+        recipe, layout = self.recipe, self.layout
+        wanted = Stored()
+        if recipe.state is not None:
+            wanted = stored_by_recipe(self.graph, self.carried, recipe)
+            if not wanted:
+                raise no_state(recipe, self.signature.name, "its weights and moments")
+        if layout == PLAIN:
+            return wanted
+        check_given(layout, wanted, (), self.signature.labels(), recipe)
+        return stored_as_given(self.graph, self.carried, layout) if layout.scaled else Stored()
+
+    def state(self, stored: Stored, extras: tuple[Extra, ...]) -> ProgramState:
+        """What is carried, now that the passes have said what they carry."""
+        recipe, layout, name = self.recipe, self.layout, self.signature.name
+        if not extras:
+            unused = tuple(n for n, _, _ in layout.state)
+            return ProgramState(stored, at=layout.packed, unused=unused)
+        if not self.carried:
+            raise no_state(recipe, name, ", ".join(e.name for e in extras))
+        if layout == PLAIN:
+            return ProgramState(stored, extras, self.carried[0], self.carried[0].parameter)
+        check_given(layout, Stored(), extras, (), recipe)
+        carrier = next((c for c in self.carried if c.parameter == layout.packed), None)
+        if carrier is None:
+            raise no_state(recipe, name, ", ".join(e.name for e in extras))
+        known = {e.name for e in extras}
+        unused = tuple(n for n, _, _ in layout.state if n not in known)
+        return ProgramState(stored, extras, carrier, layout.packed, unused)
+
+
+# -- how it is called ------------------------------------------------------------------------------
+
+
+def packed_signature(
+    signature: Signature, carried: Carried | None, at: int | None, names: Sequence[str],
+    back: Sequence[str],
+) -> Signature:  # fmt: skip
+    """The signature with a `Packed` in the place of parameter `at`, which holds the state `names`,
+    and of the result that it comes back as, which holds the state `back`.
+    """
+    if at is None:
+        return signature
+    parameters = list(signature.parameters)
+    p = parameters[at]
+    parameters[at] = Parameter(p.name, _packed(p.tree, names), p.keyword)
+    result = signature.result
+    if carried is not None and back:
+        result = _around(result, carried.back, carried.count, p.tree, back)
+    return Signature(signature.name, tuple(parameters), result)
+
+
+def _packed(tree: Any, names: Sequence[str]) -> Any:
+    leaves = jax.tree.unflatten(tree, range(tree.num_leaves))
+    return jax.tree.structure(Packed(leaves, dict.fromkeys(names, 0)))
+
+
+def _around(tree: Any, back: int, count: int, target: Any, names: Sequence[str]) -> Any:
+    """The structure of a result, its part at leaf `back` in a `Packed`."""
+    if back == 0 and tree.num_leaves == count and tree.num_nodes == target.num_nodes:
+        return _packed(tree, names)
+    children, at = [], 0
+    for child in tree.children():
+        inside = at <= back and back + count <= at + child.num_leaves
+        children.append(_around(child, back - at, count, target, names) if inside else child)
+        at += child.num_leaves
+    make: Any = PyTreeDef.from_node_data_and_children
+    return make(default_registry, tree.node_data(), children)
