@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from precir.formats import is_power_of_two
 from precir.ir import Literal, Node, Operand
 from precir.ops.base import Keeps, Op
 from precir.ops.facts import folds, functions, pointwise
@@ -42,10 +43,9 @@ def _format(dtype: str, w: Writer) -> str:
 
 def _scale(operand: Operand) -> str | Hole:
     """A scale: `2.0**-5` if it is a number."""
-    if isinstance(operand, Literal):
-        exponent = math.frexp(operand.value)[1] - 1
-        if operand.value == 2.0**exponent:
-            return f"2.0**{exponent}"
+    value = operand.value if isinstance(operand, Literal) else None
+    if isinstance(value, float) and is_power_of_two(value):
+        return f"2.0**{math.frexp(value)[1] - 1}"
     return Hole(1, bare=True)
 
 
