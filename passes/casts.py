@@ -16,7 +16,9 @@ from precir.passes.assign import (
     fixed_outputs,
     region_operands,
 )  # fmt: skip
+from precir.passes.grains import Grain
 from precir.recipe import Recipe
+from precir.scaled import scale_shape
 
 
 def insert_casts(graph: Graph, assignment: Assignment, recipe: Recipe) -> Graph:
@@ -84,19 +86,25 @@ class _Rewriter:
             )
         return versions[dtype]
 
-    def quantized(self, operand: Operand, dtype: str, reader: Node) -> Operand:
+    def quantized(self, operand: Operand, dtype: str, grain: Grain, reader: Node) -> Operand:
+        """A value in 8 bits, quantised once for each format and reach of its scales."""
         if isinstance(operand, Literal):
             raise AssertionError("a product of a scalar literal")
         versions = self.versions[operand]
-        key = f"quantized {dtype}"
+        key = f"quantized {dtype} {grain.block} {grain.scale_format}"
         if key not in versions:
             source = next(v for k, v in versions.items() if not k.startswith("quantized"))
-            kind = Type(source.type.shape, dtype, scale=())
+            shape = source.type.shape
+            kind = Type(shape, dtype, scale=scale_shape(shape, grain.block), block=grain.block)
             scaling = self.recipe.scaling
             if scaling == "propagated":
                 scaling = "unit"  # its scale is with the data's
-            params = {"dtype": dtype, "scaling": scaling}
-            versions[key] = self.add("quantize", [source], kind, params, reader, operand)
+            params = grain.params(dtype, scaling)
+            inputs = [source]
+            if grain.scale is not None:
+                params["scaling"] = "given"
+                inputs.append(Literal(grain.scale, Type((), "float32")))
+            versions[key] = self.add("quantize", inputs, kind, params, reader, operand)
         return versions[key]
 
     def add(
@@ -152,7 +160,8 @@ class _Rewriter:
 
     def low_product(self, node: Node, product: Product) -> None:
         operands = [
-            self.quantized(o, f, node) for o, f in zip(node.inputs, product.operands, strict=True)
+            self.quantized(o, f, g, node)
+            for o, f, g in zip(node.inputs, product.operands, product.grains, strict=True)
         ]
         params = {"dimension_numbers": node.params["dimension_numbers"], "dtype": product.result}
         kind = Type(node.outputs[0].type.shape, product.result)
