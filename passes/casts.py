@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -43,6 +44,7 @@ class _Rewriter:
         )
         self.nodes: list[Node] = []
         self.versions: dict[Value, dict[str, Operand]] = {}
+        self.done: set[Node] = set()
 
     def run(self, outputs: Sequence[str] | None, *, retype_inputs: bool = False) -> Graph:
         """`outputs`: dtypes that results must have; None for the traced ones."""
@@ -133,6 +135,10 @@ class _Rewriter:
             self.with_regions(node)
         elif product is not None and product.low:
             self.low_product(node, product)
+        elif product is not None and product.result == "float16" and self.rescaled(node):
+            self.shifted_product(node, [self.read(o, "float16", node) for o in node.inputs])
+        elif node in self.done:
+            pass
         elif self.assignment.compute.get(node) == "natural":
             self.rescale(node)
         elif node.op == "cast":
@@ -163,9 +169,37 @@ class _Rewriter:
             self.quantized(o, f, g, node)
             for o, f, g in zip(node.inputs, product.operands, product.grains, strict=True)
         ]
+        if self.rescaled(node):
+            self.shifted_product(node, operands)
+            return
         params = {"dimension_numbers": node.params["dimension_numbers"], "dtype": product.result}
         kind = Type(node.outputs[0].type.shape, product.result)
         self.keep(node, node.like(op="scaled_dot", inputs=operands, types=[kind], params=params))
+
+    def rescaled(self, node: Node) -> Node | None:
+        """The multiplication by a known power of two that alone reads a product."""
+        readers = self.graph.users.get(node.outputs[0], ())
+        if len(readers) != 1 or node.outputs[0] in self.graph.outputs:
+            return None
+        known = readers[0].op == "rescale" and isinstance(readers[0].inputs[1], Literal)
+        return readers[0] if known else None
+
+    def shifted_product(self, node: Node, operands: list[Operand]) -> None:
+        """A product multiplied before it is rounded: its own data may be past the format."""
+        reader = self.rescaled(node)
+        assert reader is not None
+        (value,), factor = reader.outputs, reader.inputs[1]
+        assert isinstance(factor, Literal)
+        dtype = self.assignment.dtype(value)
+        shift = math.frexp(float(factor.value.real))[1] - 1
+        params = {
+            "dimension_numbers": node.params["dimension_numbers"], "dtype": dtype, "shift": shift,
+        }  # fmt: skip
+        kind = Type(value.type.shape, dtype)
+        made = node.like(op="scaled_dot", inputs=operands, types=[kind], params=params)
+        self.nodes.append(made)
+        self.versions[value] = {dtype: made.outputs[0]}
+        self.done.add(reader)
 
     def plain(self, node: Node) -> None:
         compute = self.assignment.compute.get(node)
