@@ -10,9 +10,11 @@ from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Value
 from precir.ops import Keeps, op_named
 from precir.passes.facts import Facts
 from precir.passes.fitting import misfit, unfit
+from precir.passes.grains import Grain, grain
 from precir.passes.products import Tail, find_tail
 from precir.recipe import KEEP, TRUE, Recipe
 
+_CASTS = frozenset({"convert_element_type", "cast", "dequantize"})
 _BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 
 
@@ -21,7 +23,7 @@ class Product:
     """How one matrix product runs, and why.
 
     `operands` are the formats of its two operands, `result` that of its result; `low` if the
-    operands are quantised to 8 bits.
+    operands are quantised to 8 bits, under scales of these `grains`.
     """
 
     node: Node
@@ -29,6 +31,7 @@ class Product:
     operands: tuple[str, str]
     result: str
     reason: str
+    grains: tuple[Grain, Grain] = (Grain(), Grain())
 
 
 @dataclass
@@ -89,6 +92,7 @@ class _Walk:
         self.seen = seen or {}
         self.soft: set[Value] = set()  # float32 only because it was given so
         self.gradients: set[Value] = set()
+        self.weights: set[Value] = set()  # given to the program, and at most moved or cast
 
     def inputs(
         self,
@@ -96,6 +100,7 @@ class _Walk:
         dtypes: Sequence[str],
         soft: Sequence[bool],
         gradients: Sequence[bool] | None,
+        weights: Sequence[bool] | None = None,
     ) -> None:
         for i, value in enumerate(graph.inputs):
             if dtypes[i] != value.type.dtype:
@@ -105,6 +110,8 @@ class _Walk:
             is_gradient = value.hint.startswith("cotangent") if gradients is None else gradients[i]
             if is_gradient:
                 self.gradients.add(value)
+            if not is_gradient if weights is None else weights[i]:
+                self.weights.add(value)
 
     def graph(self, graph: Graph) -> None:
         users: Mapping[Value, tuple[Node, ...]] = graph.users
@@ -113,6 +120,8 @@ class _Walk:
             self.node(node, users, outputs)
             if self._makes_gradient(node):
                 self.gradients.update(node.outputs)
+            elif self._moves_weight(node):
+                self.weights.update(node.outputs)
 
     def _makes_gradient(self, node: Node) -> bool:
         values = [o for o in node.inputs if isinstance(o, Value)]
@@ -121,6 +130,12 @@ class _Walk:
         if values and op_named(node.op).keeps in (Keeps.MOVE, Keeps.OWN):
             return any(v in self.gradients for v in values)
         return node.phase == BACKWARD
+
+    def _moves_weight(self, node: Node) -> bool:
+        if not node.inputs or node.regions or node.op == "gather":  # an embedding is no weight
+            return False
+        moves = op_named(node.op).keeps is Keeps.MOVE or node.op in _CASTS
+        return moves and node.inputs[0] in self.weights
 
     def node(
         self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]
@@ -261,7 +276,15 @@ class _Walk:
         operands = self._formats(a, b) if low else (dtype, dtype)
         if low and a in self.gradients and b in self.gradients:
             reason = "both operands are gradients, and E5M2 x E5M2 has no hardware path"
-        self.assignment.products.append(Product(node, low, operands, result, reason))
+        grains = (self._grain(node, 0), self._grain(node, 1)) if low else (Grain(), Grain())
+        self.assignment.products.append(Product(node, low, operands, result, reason, grains))
+
+    def _grain(self, node: Node, i: int) -> Grain:
+        recipe, operand = self.recipe, node.inputs[i]
+        if operand in self.gradients:
+            return grain(node, i, recipe.gradient_scales)
+        given = operand in self.weights
+        return grain(node, i, recipe.weight_scales if given else recipe.activation_scales)
 
     def _choose(self, node: Node, override: str | None) -> tuple[bool, str | None, str]:
         recipe = self.recipe
@@ -360,7 +383,10 @@ class _Walk:
                 o in self.gradients or (keep and node.phase == BACKWARD and node.op == "scan")
                 for o, keep in zip(operands, held, strict=True)
             ]
-            self.inputs(region, dtypes, soft, gradients)
+            weights = [
+                o in self.weights and not keep for o, keep in zip(operands, held, strict=True)
+            ]
+            self.inputs(region, dtypes, soft, gradients, weights)
             self.graph(region)
         self.outputs(node)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +17,9 @@ from precir.passes.assign import (
     fixed_outputs,
     region_operands,
 )  # fmt: skip
+from precir.passes.grains import Grain
 from precir.recipe import Recipe
+from precir.scaled import scale_shape
 
 
 def insert_casts(graph: Graph, assignment: Assignment, recipe: Recipe) -> Graph:
@@ -41,6 +44,7 @@ class _Rewriter:
         )
         self.nodes: list[Node] = []
         self.versions: dict[Value, dict[str, Operand]] = {}
+        self.done: set[Node] = set()
 
     def run(self, outputs: Sequence[str] | None, *, retype_inputs: bool = False) -> Graph:
         """`outputs`: dtypes that results must have; None for the traced ones."""
@@ -84,19 +88,25 @@ class _Rewriter:
             )
         return versions[dtype]
 
-    def quantized(self, operand: Operand, dtype: str, reader: Node) -> Operand:
+    def quantized(self, operand: Operand, dtype: str, grain: Grain, reader: Node) -> Operand:
+        """A value in 8 bits, quantised once for each format and reach of its scales."""
         if isinstance(operand, Literal):
             raise AssertionError("a product of a scalar literal")
         versions = self.versions[operand]
-        key = f"quantized {dtype}"
+        key = f"quantized {dtype} {grain.block} {grain.scale_format}"
         if key not in versions:
             source = next(v for k, v in versions.items() if not k.startswith("quantized"))
-            kind = Type(source.type.shape, dtype, scale=())
+            shape = source.type.shape
+            kind = Type(shape, dtype, scale=scale_shape(shape, grain.block), block=grain.block)
             scaling = self.recipe.scaling
             if scaling == "propagated":
                 scaling = "unit"  # its scale is with the data's
-            params = {"dtype": dtype, "scaling": scaling}
-            versions[key] = self.add("quantize", [source], kind, params, reader, operand)
+            params = grain.params(dtype, scaling)
+            inputs = [source]
+            if grain.scale is not None:
+                params["scaling"] = "given"
+                inputs.append(Literal(grain.scale, Type((), "float32")))
+            versions[key] = self.add("quantize", inputs, kind, params, reader, operand)
         return versions[key]
 
     def add(
@@ -125,6 +135,10 @@ class _Rewriter:
             self.with_regions(node)
         elif product is not None and product.low:
             self.low_product(node, product)
+        elif product is not None and product.result == "float16" and self.rescaled(node):
+            self.shifted_product(node, [self.read(o, "float16", node) for o in node.inputs])
+        elif node in self.done:
+            pass
         elif self.assignment.compute.get(node) == "natural":
             self.rescale(node)
         elif node.op == "cast":
@@ -152,11 +166,40 @@ class _Rewriter:
 
     def low_product(self, node: Node, product: Product) -> None:
         operands = [
-            self.quantized(o, f, node) for o, f in zip(node.inputs, product.operands, strict=True)
+            self.quantized(o, f, g, node)
+            for o, f, g in zip(node.inputs, product.operands, product.grains, strict=True)
         ]
+        if self.rescaled(node):
+            self.shifted_product(node, operands)
+            return
         params = {"dimension_numbers": node.params["dimension_numbers"], "dtype": product.result}
         kind = Type(node.outputs[0].type.shape, product.result)
         self.keep(node, node.like(op="scaled_dot", inputs=operands, types=[kind], params=params))
+
+    def rescaled(self, node: Node) -> Node | None:
+        """The multiplication by a known power of two that alone reads a product."""
+        readers = self.graph.users.get(node.outputs[0], ())
+        if len(readers) != 1 or node.outputs[0] in self.graph.outputs:
+            return None
+        known = readers[0].op == "rescale" and isinstance(readers[0].inputs[1], Literal)
+        return readers[0] if known else None
+
+    def shifted_product(self, node: Node, operands: list[Operand]) -> None:
+        """A product multiplied before it is rounded: its own data may be past the format."""
+        reader = self.rescaled(node)
+        assert reader is not None
+        (value,), factor = reader.outputs, reader.inputs[1]
+        assert isinstance(factor, Literal)
+        dtype = self.assignment.dtype(value)
+        shift = math.frexp(float(factor.value.real))[1] - 1
+        params = {
+            "dimension_numbers": node.params["dimension_numbers"], "dtype": dtype, "shift": shift,
+        }  # fmt: skip
+        kind = Type(value.type.shape, dtype)
+        made = node.like(op="scaled_dot", inputs=operands, types=[kind], params=params)
+        self.nodes.append(made)
+        self.versions[value] = {dtype: made.outputs[0]}
+        self.done.add(reader)
 
     def plain(self, node: Node) -> None:
         compute = self.assignment.compute.get(node)

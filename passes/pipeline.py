@@ -21,6 +21,7 @@ from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
 from precir.passes.scales import propagate_scales
 from precir.passes.simplify import drop_dead, simplify
+from precir.passes.static import add_static_scales
 from precir.passes.storage import Stored, insert_storage
 from precir.recipe import KEEP, Recipe
 from precir.verify import verify
@@ -114,9 +115,11 @@ def _scales(state: State) -> State:
 
 
 def _assign(state: State) -> State:
-    return replace(
-        state, assignment=assign_formats(state.graph, state.recipe, state.facts, state.seen)
-    )
+    made = assign_formats(state.graph, state.recipe, state.facts, state.seen)
+    if state.recipe.scaling == "static":
+        name = state.recipe.name
+        made.products = add_static_scales(state.graph, made.products, state.seen, state.facts, name)
+    return replace(state, assignment=made)
 
 
 def _casts(state: State) -> State:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from precir.ir import Graph, Node, Rewrite, Type, Value, map_regions
+from precir.ir import Graph, Literal, Node, Rewrite, Type, Value, map_regions
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,9 @@ def _share(graph: Graph) -> Graph:
             for i in makes:
                 element = body.outputs[i].type
                 length = node.params["length"]
-                types[i] = Type((length, *element.shape), element.dtype, scale=(length,))
+                assert element.scale is not None
+                shape, scale = (length, *element.shape), (length, *element.scale)
+                types[i] = Type(shape, element.dtype, scale=scale, block=element.block)
         inputs = [rewrite(o) for o in node.inputs]
         rewrite.replace(node, node.like(inputs=inputs, types=types, regions=(body,)))
     return rewrite.finish()
@@ -80,8 +82,15 @@ def _only_quantized(body: Graph, value: Value) -> Node | None:
     users = body.users.get(value, ())
     if value in body.outputs or not users or any(u.op != "quantize" for u in users):
         return None
-    same = all(u.params == users[0].params for u in users)
-    return users[0] if same else None
+    return users[0] if all(_alike(u, users[0]) for u in users) else None
+
+
+def _alike(a: Node, b: Node) -> bool:
+    """Two quantisations that give the same of the same, in whatever sub-program they stand: a
+    scale that is given them is a number.
+    """
+    numbers = all(isinstance(o, Literal) for o in (*a.inputs[1:], *b.inputs[1:]))
+    return numbers and a.params == b.params and a.inputs[1:] == b.inputs[1:]
 
 
 def _hand_on(body: Graph, makes: Mapping[int, _Handed]) -> Graph:
@@ -92,11 +101,10 @@ def _hand_on(body: Graph, makes: Mapping[int, _Handed]) -> Graph:
         assert isinstance(value, Value)
         known = [
             n for n in body.users.get(value, ())
-            if n.op == "quantize" and n.params == handed.quantize.params
+            if n.op == "quantize" and n.inputs[0] is value and _alike(n, handed.quantize)
         ]  # fmt: skip
         if not known:
-            kind = Type(value.type.shape, handed.quantize.params["dtype"], scale=())
-            known = [handed.quantize.like(inputs=[value], types=[kind])]
+            known = [handed.quantize.like(inputs=[value, *handed.quantize.inputs[1:]])]
             nodes.append(known[0])
         outputs[i] = known[0].outputs[0]
     return body.with_(nodes=tuple(nodes), outputs=tuple(outputs))

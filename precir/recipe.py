@@ -74,6 +74,13 @@ class Recipe:
         _among("scaling", self.scaling, _SCALINGS)
         for field in ("activation_scales", "weight_scales", "gradient_scales"):
             _among(field, getattr(self, field), _REACHES)
+        reaches = {self.activation_scales, self.weight_scales, self.gradient_scales}
+        if self.scaling != "current" and reaches != {"tensor"}:
+            raise RecipeError(
+                f"{self.scaling} scaling has one scale for each tensor, not for each "
+                f"{', '.join(sorted(reaches - {'tensor'}))}",
+                fix='scales for parts of a tensor are current: scaling="current"',
+            )
         if self.history < 1:
             raise RecipeError(f"history is a number of steps, not {self.history}")
         if self.state is not None:
@@ -126,6 +133,14 @@ _FP8 = Recipe(
     forward="float8_e4m3fn", gradient="float8_e5m2", last_product="bfloat16",
 )  # fmt: skip
 
+
+def _finer(name: str, activations: str, weights: str) -> Recipe:
+    return replace(
+        _FP8, name=name, gradient="float8_e4m3fn",
+        activation_scales=activations, gradient_scales=activations, weight_scales=weights,
+    )  # fmt: skip
+
+
 RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
@@ -136,6 +151,12 @@ RECIPES: dict[str, Recipe] = {
         Recipe("64-true", TRUE, "float64", "float64"),
         _FP8,
         replace(_FP8, name="fp8-delayed", scaling="delayed"),
+        replace(_FP8, name="fp8-static", scaling="static"),
+        # E4M3 for gradients too, as torchao's and Transformer Engine's recipes of that reach:
+        # where each row or block has its own scale, a digit more is worth more than the range.
+        _finer("fp8-row", "row", "row"),
+        _finer("fp8-block", "1x128", "128x128"),
+        _finer("mxfp8", "mx", "mx"),
     )
 }
 # Lightning Fabric's spellings of what is here, and of what is not yet.
@@ -145,10 +166,6 @@ _NOT_YET = {
     "16": "float16 needs loss scaling: use bf16-mixed or fp8",
     "transformer-engine": "use fp8, which needs no module swap",
     "transformer-engine-float16": "use fp8, which needs no module swap",
-    "fp8-static": "use fp8 (current scaling)",
-    "fp8-row": "use fp8 (current scaling)",
-    "fp8-block": "use fp8 (current scaling)",
-    "mxfp8": "use fp8 (current scaling)",
 }
 
 

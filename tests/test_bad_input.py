@@ -20,7 +20,7 @@ def double(x: jax.Array) -> jax.Array:
 
 
 @pytest.mark.parametrize(("name", "says"), [
-    ("pf8", "fp8"), ("bfloat16", "bf16"), ("", "known"), ("mxfp8", "not built yet"),
+    ("pf8", "fp8"), ("bfloat16", "bf16"), ("", "known"), ("16-mixed", "not built yet"),
     ("16-mixed", "loss scaling"), ("transformer-engine", "fp8"),
 ])  # fmt: skip
 def test_unknown_recipe(name: str, says: str) -> None:

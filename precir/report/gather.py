@@ -12,6 +12,7 @@ from precir.ir import BACKWARD, FORWARD, Graph, Node, Value
 from precir.ops import Keeps, op_named
 from precir.passes.assign import Assignment, Product
 from precir.passes.facts import Facts
+from precir.passes.grains import Grain, reach_in_words
 from precir.recipe import KEEP, TRUE, Recipe
 from precir.report.data import KeptRow, ProductRow, Report, TensorRow, by_format
 from precir.report.units import format_name, shape_text, type_bytes
@@ -61,6 +62,8 @@ def recipe_in_words(recipe: Recipe) -> str:
             if recipe.scaling == "delayed":
                 scaling += f", {recipe.history} steps"
             low = f"{forward} forward, {gradient} gradients, {scaling}"
+            reaches = recipe.activation_scales, recipe.weight_scales, recipe.gradient_scales
+            low = ", ".join(filter(None, [low, reach_in_words(reaches)]))
             words = f"{low}; {compute} activations, {wide} sums, norms, losses and updates"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]
     return "; ".join([words, *kept])
@@ -132,7 +135,7 @@ def _product(product: Product, times: int | None) -> ProductRow:
     a, b = (shape_text(o.type.shape) for o in node.inputs[:2])
     return ProductRow(
         low=product.low,
-        format=" x ".join(map(format_name, product.operands)),
+        format=" x ".join(map(_operand_format, product.operands, product.grains)),
         result=format_name(product.result),
         shape=f"{a} x {b} -> {shape_text(node.outputs[0].type.shape)}",
         scope=node.scope,
@@ -143,6 +146,12 @@ def _product(product: Product, times: int | None) -> ProductRow:
         times=times,
         flops=_flops(node),
     )
+
+
+def _operand_format(dtype: str, grain: Grain) -> str:
+    """`E4M3`, `E4M3/1x128`."""
+    reach = "" if grain.reach == "tensor" else f"/{grain.reach}"
+    return f"{format_name(dtype)}{reach}"
 
 
 def _flops(node: Node) -> int | None:
