@@ -130,11 +130,25 @@ PARTS = {
 ALL = (*PARTS, "rescales", "magnitudes")
 
 
+# What the two will be, until precir has them by name.
+COMPOSED = {
+    name: precir.Recipe(
+        name, "mixed", "float16", "float32", forward=forward, gradient=gradient,
+        scaling="propagated",
+    )
+    for name, forward, gradient in (
+        ("scaled-16", None, None),
+        ("scaled-fp8", "float8_e4m3fn", "float8_e5m2"),
+    )
+    if name not in precir.RECIPES
+}  # fmt: skip
+
+
 def make_recipe(given: Any) -> precir.Recipe | None:
     """The recipe of an entry: a name, or a name and changes. None if precir has none so far."""
     name, changes = given if isinstance(given, tuple) else (given, {})
     try:
-        return precir.recipe(name).replace(**changes)
+        return precir.recipe(COMPOSED.get(name, name)).replace(**changes)
     except precir.PrecirError as error:
         rich.print(f"left out: {error}")
         return None
@@ -152,23 +166,15 @@ class Run:
         return float(getattr(self, measure.replace("-", "_").replace(" ", "_")))
 
 
-def init(step: Any, *args: Any) -> Any:
-    return step.init(*args) if hasattr(step, "init") else args
-
-
-def unpack(step: Any, state: Any) -> Any:
-    return step.unpack(state) if hasattr(step, "unpack") else state
-
-
 def train(task: Task, step: Any, shifted: bool, seed: int, steps: int) -> Run:
     """Call `step` once on every batch, from a fresh state."""
     batches = task.batches(seed, steps)
-    state, _ = init(step, task.start(shifted, seed), batches[0])
+    state, _ = step.init(task.start(shifted, seed), batches[0])
     losses = []
     for batch in batches:
         state, loss = step(state, batch)
         losses.append(loss)
-    scores = task.evaluate(unpack(step, state).params)
+    scores = task.evaluate(step.unpack(state).params)
     return Run(float(np.mean(losses[-20:])), scores.loss, scores.accuracy)
 
 
@@ -245,7 +251,7 @@ def count_rescales(step: Any, args: tuple[Any, ...]) -> Counter[str]:
     )
 
 
-MEASURING = ("magnitude",)  # ops that measure what a rescale then divides by
+MEASURING = ("rms_scale",)  # ops that measure what a rescale then divides by
 
 
 def rescale_rows(tasks: list[str]) -> list[list[str]]:
@@ -256,8 +262,8 @@ def rescale_rows(tasks: list[str]) -> list[list[str]]:
         for recipe in ("scaled-16", "scaled-fp8"):
             if make_recipe(recipe) is None:
                 continue
-            step = precir.compile(task.make_step(False), recipe=recipe)
-            args = init(step, task.start(False, 0), task.batches(0, 1)[0])
+            step = precir.compile(task.make_step(False), recipe=make_recipe(recipe))
+            args = step.init(task.start(False, 0), task.batches(0, 1)[0])
             counts = count_rescales(step, args)
             rows += [[name, recipe, layer, str(n)] for layer, n in sorted(counts.items())]
             rows.append([name, recipe, "all", str(counts.total())])
@@ -287,9 +293,9 @@ def observe_points(task: Task, recipe: Any, done: int) -> list[Point]:
 
     Under "float32", all tensors. A tensor of zeros has no magnitude and is left out.
     """
-    step = precir.compile(task.make_step(False), recipe=recipe)
+    step = precir.compile(task.make_step(False), recipe=make_recipe(recipe))
     batches = task.batches(0, done + SEEN)
-    state, _ = init(step, task.start(False, 0), batches[0])
+    state, _ = step.init(task.start(False, 0), batches[0])
     for batch in batches[:done]:
         state, _ = step(state, batch)
 
@@ -352,7 +358,8 @@ def plot(found: dict[tuple[str, str, int], list[Point]], path: Path) -> None:
             draw(axes, found.get((task, recipe, done), []))
             axes.set_title(f"{task}, {recipe}, after {done} steps", loc="left")
         axes_row[0].set_ylabel("log2 of root mean square")
-    grid[0][0].legend(frameon=False, loc="lower left", ncols=2)
+    shown = dict(zip(*reversed(grid[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown.keys(), frameon=False, loc="outside upper right", ncols=4)
     figure.savefig(path, dpi=110)
 
 

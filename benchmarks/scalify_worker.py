@@ -107,22 +107,14 @@ def mend_conversions():
 
 
 def as_precir(given):
-    """The function as precir has it: plain arguments, or parameters with a scale."""
+    """The function as precir has it: plain arguments, or parameters in float16 with scales."""
     import precir
 
     recipe = precir.recipe(given["recipe"]).replace(**given["changes"])
-    params, batch = as_plain(given)[1]
-    if given["state"] == "dynamic":
-        params = scaled_parameters(params)
-    return precir.compile(update, recipe=recipe), (params, batch)
-
-
-def scaled_parameters(params):
-    """The parameters as data with a scale each."""
-    import precir
-
-    power = np.float32(2.0 ** np.floor(np.log2(SCALE)))
-    return jax.tree.map(lambda p: precir.ScaledArray(p / p.dtype.type(power), power), params)
+    step = precir.compile(update, recipe=recipe)
+    if given["state"] == "static":
+        return step, as_plain(given)[1]
+    return step, step.init(*as_plain(given | {"dtype": "float32"})[1])
 
 
 SYSTEMS = {"plain": as_plain, "scalify": as_scalify, "precir": as_precir}
