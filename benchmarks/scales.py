@@ -304,7 +304,9 @@ def observe_points(task: Task, recipe: Any, done: int) -> list[Point]:
             state, _ = yield state, batch
 
     points = []
-    for tensor in precir.observe(step, threaded(state), detail="moments").tensors.values():
+    for tensor in precir.observe(
+        step, threaded(state), detail="moments", exact=False
+    ).tensors.values():
         dtype, rms = tensor.stats.format.dtype, tensor.stats.rms
         kept = str(recipe) == "float32" or dtype == np.float16
         if kept and math.prod(tensor.shape) >= ELEMENTS and 0 < rms < math.inf:
