@@ -14,7 +14,7 @@ from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, reco
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
-from precir.kernels.scales import bounded, rescale, rms_scale, scale_root
+from precir.kernels.scales import bounded, occupied_scale, rescale, rms_scale, scale_root
 from precir.scaled import ScaledArray
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "finite_amax",
     "merge_stats",
     "observe",
+    "occupied_scale",
     "quantize",
     "recent_amax",
     "record_amax",

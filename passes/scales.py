@@ -142,7 +142,7 @@ class Walk:
             return self.unscaled(node)
         if node.regions:
             return through_regions(self, node)
-        xs = [self.balanced(self.of(o)) if o in self.loose else self.of(o) for o in node.inputs]
+        xs = [self.read(o) for o in node.inputs]
         return op_named(node.op).scale(node, xs, self)
 
     def settled(self, node: Node, value: Value, x: Scaled) -> Scaled:
@@ -150,6 +150,9 @@ class Walk:
         floats = is_float(value.type.dtype)
         if not floats:
             return Scaled(x.data, None)
+        if node.op == "dequantize":
+            self.loose.add(value)
+            return x
         if x.scale is None and not any(is_float(o.type.dtype) for o in node.inputs):
             x = replace(x, scale=ONE)
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
@@ -160,6 +163,13 @@ class Walk:
             return self.measured(x)
         x = self.bounded(value, x)
         return self.balanced(x) if self.options.balance else x
+
+    def read(self, operand: Operand) -> Scaled:
+        """An operand of the model; parameters are brought to a good magnitude where they are read,
+        and stay as they came for the update.
+        """
+        x = self.of(operand)
+        return self.balanced(x) if self.options.balance and operand in self.loose else x
 
     def balanced(self, x: Scaled) -> Scaled:
         """Data brought back to a typical magnitude near one."""
@@ -196,7 +206,7 @@ class Walk:
         data = self.add(
             node.like(op="data_of", types=[replace(source.type, scale=None)], params={})
         )
-        scale = self.add(node.like(op="scale_of", types=[_SCALAR], params={}))
+        scale = self.add(node.like(op="occupied_scale", types=[_SCALAR], params={}))
         wide = self.add(
             node.like(op="cast", inputs=[data], types=[kind], params={"dtype": kind.dtype})
         )

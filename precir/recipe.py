@@ -134,6 +134,9 @@ _FP8 = Recipe(
 )  # fmt: skip
 
 
+_SCALED = Recipe("scaled-16", MIXED, "float16", scaling="propagated", state="float16")
+
+
 def _finer(name: str, activations: str, weights: str) -> Recipe:
     return replace(
         _FP8, name=name, gradient="float8_e4m3fn",
@@ -157,6 +160,16 @@ RECIPES: dict[str, Recipe] = {
         _finer("fp8-row", "row", "row"),
         _finer("fp8-block", "1x128", "128x128"),
         _finer("mxfp8", "mx", "mx"),
+        Recipe("scaled-32", scaling="propagated"),
+        _SCALED,
+        replace(_SCALED, name="scaled-bf16", compute="bfloat16", state="bfloat16"),
+        replace(
+            _SCALED,
+            name="scaled-fp8",
+            forward="float8_e4m3fn",
+            gradient="float8_e5m2",
+            last_product="float16",
+        ),
     )
 }
 # Lightning Fabric's spellings of what is here, and of what is not yet.

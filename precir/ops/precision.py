@@ -153,6 +153,11 @@ def _rms_scale(node: Node, w: Writer) -> Template:
     return Template((f"{w.use('precir.kernels', 'rms_scale')}(", Hole(0, array=True), ")"))
 
 
+def _occupied_scale(node: Node, w: Writer) -> Template:
+    del node
+    return Template((f"{w.use('precir.kernels', 'occupied_scale')}(", Hole(0), ")"))
+
+
 def _attribute(name: str) -> Write:
     def write(node: Node, w: Writer) -> Template:
         del node, w
@@ -180,7 +185,7 @@ OPS: tuple[Op, ...] = (
     Op("scale_root", OWN, _a_scale, laws.unscaled, _scale_root),
     Op("rms_scale", OWN, _a_scale, laws.unscaled, _rms_scale),
     Op("data_of", OWN, functions.anything, laws.unscaled, _attribute("data")),
-    Op("scale_of", OWN, _a_scale, laws.unscaled, _attribute("scale")),
+    Op("occupied_scale", OWN, _a_scale, laws.unscaled, _occupied_scale),
     Op("merge_stats", OWN, functions.anything, laws.unscaled, _merge_stats),
     Op("dequantize", OWN, folds.dequantize, laws.unscaled, _dequantize),
     Op("element", OWN, functions.anything, laws.unscaled, _element),

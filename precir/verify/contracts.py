@@ -334,7 +334,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scale_max": _scale,
     "scale_root": _scale,
     "rms_scale": _scale,
-    "scale_of": _scale,
+    "occupied_scale": _scale,
     "element": _element,
     "finite_amax": _amax,
     "delayed_scale": _delayed_scale,
