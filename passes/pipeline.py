@@ -152,9 +152,7 @@ def run_passes(
     measured of its values, by the names that `precir.observe` gives them; `stored` which inputs
     and results are `ScaledArray`s.
     """
-    state = State(
-        graph, recipe, Assignment(), tuple(given), observed, stored=stored or Stored()
-    )
+    state = State(graph, recipe, Assignment(), tuple(given), observed, stored=stored or Stored())
     stages = [Stage("lower", graph)]
     if verifying:
         verify(graph, after="lower")

@@ -222,7 +222,7 @@ class Compiled:
 
             dynamic, named = [(dynamic, named), *captured], {}
         with _naming_user_lines(program):
-            if program.state:
+            if layout != PLAIN:
                 return without_derivative(program, call, dynamic, named)
             return differentiable(fn, program, call, dynamic, named)
 
@@ -236,9 +236,7 @@ class Compiled:
             return args, kwargs, layout
         return *self._filled(args, kwargs, plain), layout
 
-    def _wrapped(
-        self, program: Program, args: Sequence[Any], kwargs: dict[str, Any]
-    ) -> list[Any]:
+    def _wrapped(self, program: Program, args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
         dynamic, named = self._dynamic(args, kwargs)
         made = wrapped(program.state, [*dynamic, *(named[k] for k in sorted(named))])
         args, kwargs = self._filled(args, kwargs, made)
@@ -249,9 +247,7 @@ class Compiled:
     ) -> tuple[list[Any], dict[str, Any]]:
         """The arguments with others in the place of those that are not static."""
         new, static = iter(dynamic), self._static_names()
-        filled = [
-            a if self._is_static(i, len(args)) else next(new) for i, a in enumerate(args)
-        ]
+        filled = [a if self._is_static(i, len(args)) else next(new) for i, a in enumerate(args)]
         named = dict(zip(sorted(k for k in kwargs if k not in static), new, strict=True))
         return filled, {k: named.get(k, v) for k, v in kwargs.items()}
 

@@ -1,4 +1,4 @@
-"""State that travels with the user's own: precir's arrays beside the first argument that comes back."""
+"""State that travels with the user's own: precir's arrays beside an argument that comes back."""
 
 from __future__ import annotations
 

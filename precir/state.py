@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -42,7 +42,8 @@ def find_state(graph: Graph, signature: Signature) -> list[Carried]:
     comes back from the update: else it may as well be data.
     """
     results = list(_subtrees(signature.result, 0))
-    has_gradients = any(n.phase == BACKWARD for n in graph.nodes)
+    backward = [v for n in graph.nodes if n.phase == BACKWARD for v in n.outputs]
+    from_gradients = _reached(graph, backward)
     choices = []
     at = 0
     for number, p in enumerate(signature.parameters):
@@ -64,8 +65,8 @@ def find_state(graph: Graph, signature: Signature) -> list[Carried]:
                 or not any(o in reached for o in outputs if isinstance(o, Value))
             ):
                 continue
-            updated = sum(_updated(o) for o in outputs)
-            if bare and has_gradients and not updated:
+            updated = sum(_updated(o) for o in from_gradients.intersection(outputs))
+            if bare and backward and not updated:
                 continue
             fits.append((-updated, order, back))
         if fits:
@@ -121,7 +122,7 @@ class ProgramState:
       unused: names of state given that the program has no use for.
     """
 
-    stored: Stored = Stored()
+    stored: Stored = field(default_factory=Stored)
     extras: tuple[Extra, ...] = ()
     carrier: Carried | None = None
     at: int | None = None
@@ -260,9 +261,7 @@ def no_state(recipe: Recipe, name: str, what: str) -> StateError:
 class StateFinder:
     """What one program carries: found once, where the recipe or the arguments ask for it."""
 
-    def __init__(
-        self, graph: Graph, signature: Signature, recipe: Recipe, layout: Layout
-    ) -> None:
+    def __init__(self, graph: Graph, signature: Signature, recipe: Recipe, layout: Layout) -> None:
         self.graph, self.signature = graph, signature
         self.recipe, self.layout = recipe, layout
 

@@ -107,7 +107,9 @@ def bind_inputs(
         at += p.tree.num_leaves
         if paths is None:
             root = names.fresh(f"{p.name}_leaves")
-            whole = f", is_leaf={is_leaf()}" if any(v.type.scale is not None for v in values) else ""
+            whole = (
+                f", is_leaf={is_leaf()}" if any(v.type.scale is not None for v in values) else ""
+            )
             lines.append(f"{root} = jax.tree.leaves({p.name}{whole})")
             from precir.emit.paths import Key
 
