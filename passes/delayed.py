@@ -54,7 +54,7 @@ class _Points:
         if not points:
             return graph
         rewrite = Rewrite(graph)
-        rows = {}
+        rows: dict[Node, Node] = {}
         for node in points:  # first of all, so that layers stay alike
             index = len(self.amaxes) + len(rows)
             rows[node] = rewrite.add(Node("element", [seen], [_SCALAR], {"index": index}))

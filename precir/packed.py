@@ -68,6 +68,7 @@ def stripped(arguments: list[Any]) -> tuple[list[Any], Layout]:
 
     Raises `StateError` if two of them are `Packed`.
     """
+    abstract: Any = jax.ShapeDtypeStruct
     plain: list[Any] = []
     scaled: list[tuple[int, str, tuple[int, ...]]] = []
     packed: int | None = None
@@ -88,7 +89,7 @@ def stripped(arguments: list[Any]) -> tuple[list[Any], Layout]:
         for i in found:
             x = leaves[i]
             scaled.append((at + i, x.data.dtype.name, tuple(x.scale.shape)))
-            leaves[i] = jax.ShapeDtypeStruct(x.data.shape, "float32")
+            leaves[i] = abstract(x.data.shape, "float32")
         plain.append(jax.tree.unflatten(tree, leaves) if found else argument)
         at += len(leaves)
     if packed is None and not scaled:
