@@ -9,7 +9,7 @@ if __name__ != "precir.kernels":
         "would not be recognised"
     )
 
-from precir.formats import E4M3, E5M2
+from precir.formats import E4M3, E5M2, E8M0FNU
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
@@ -19,6 +19,7 @@ from precir.scaled import ScaledArray
 __all__ = [
     "E4M3",
     "E5M2",
+    "E8M0FNU",
     "ScaledArray",
     "amax",
     "delayed_scale",

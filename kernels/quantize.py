@@ -1,7 +1,19 @@
-"""Quantise a tensor to 8 bits under one power-of-two scale, taken from its largest element.
+"""Quantise a tensor to 8 or 16 bits under power-of-two scales.
 
-Current scaling: the scale comes from the tensor itself, so there is no state to go stale. A power
-of two makes scaling exact, so that rounding to the narrow format is the only error.
+Current scaling takes each scale from the elements that it is for, so there is no state to go
+stale. A power of two makes scaling exact, so that rounding to the narrow format is the only error.
+
+Special values, whatever the format, the block and the origin of the scale:
+
+- NaN stays NaN. An infinity stays one where the format has infinities (float8_e5m2, float16,
+  bfloat16) and becomes NaN in float8_e4m3fn, which has none. Both are seen at once in whatever is
+  computed next.
+- Neither touches a scale, which is that of the finite elements. Zeros, nothing at all, and what is
+  subnormal in float32 (which XLA:CPU reads as zero) have the scale 1.
+- A scale is a power of two from 2^-126 to 2^126: neither it nor its reciprocal is ever zero,
+  subnormal, infinite or NaN.
+- Under a scale of its own nothing finite overflows; under one that is given, what leaves the
+  format's range saturates.
 """
 
 from __future__ import annotations
@@ -16,129 +28,194 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
-from precir.formats import BF16, E4M3, E5M2, F16, Format, format_of
+from precir.formats import BF16, E4M3, E5M2, E8M0FNU, F16, F32, Format, format_of, is_power_of_two
 from precir.kernels.primitive import Dims, Results, kernel_primitive
-from precir.scaled import ScaledArray
+from precir.scaled import ScaledArray, full_block, spread
 
 _WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
+_NARROW = (E4M3, E5M2, F16, BF16)
 _INF = 0x7F800000  # the bits of float32's infinity
 _EXPONENT = -1 << 23  # the bits of sign and exponent, so that what fell below zero stays there
+_LARGEST = 253 << 23  # the bits of 2^126
 
 
 class QuantizeError(PrecirError, TypeError):
-    """A tensor or a format that ``quantize`` does not take."""
+    """A tensor, a format or a scale that ``quantize`` does not take."""
 
 
 def quantize(
-    x: ArrayLike, format: DTypeLike | Format, *, scaling: str = "current",
+    x: ArrayLike,
+    format: DTypeLike | Format,
+    *,
+    scaling: str = "current",
+    block: tuple[int, ...] = (),
     scale: ArrayLike | None = None,
-) -> ScaledArray:  # fmt: skip
+    scale_format: DTypeLike | Format = F32,
+) -> ScaledArray:
     """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3, E5M2, float16 or bfloat16.
 
     The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in
-    float32: the smallest power of two under which nothing finite overflows. It is 1 where amax
-    is zero, or subnormal, and never under 2^-126: neither the scale nor its reciprocal is ever
-    zero, subnormal, infinite or NaN. At that bound the smallest normal float32 still becomes 1.0
-    in the data, so the bound loses nothing.
+    float32: the smallest power of two under which nothing finite overflows. For bfloat16, whose
+    exponents are float32's, it is 2^ceil(log2(amax)): the data is at most 1. The bounds of scales
+    (see the module) lose nothing: under the least, 2^-126, the smallest normal float32 becomes 1,
+    and what the largest meets is bfloat16 data below 4.
 
-    The data is x / scale, rounded to nearest, ties to even. NaN stays NaN, and an infinity stays
-    one in float8_e5m2 and becomes NaN in float8_e4m3fn, which has none: both are seen at once in
-    whatever is computed next, and neither touches the scale. A float64 is rounded to float32
-    first.
+    The data is x / scale, rounded to nearest, ties to even. A float64 is rounded to float32 first.
 
-    bfloat16 has float32's range, so its scale is 1.
+    ``block`` holds sizes of a block along the trailing axes of ``x``, each block under a scale of
+    its own: ``(1, 128)`` for 128 columns of a row of a matrix, ``(1, n)`` with n columns for a
+    row. The last block of an axis may be smaller. Axes before those have blocks of 1;
+    ``block=()`` is one scale for all. ``scale_format`` is float32, or float8_e8m0fnu, in which
+    ``block=(..., 32)`` makes OCP's MX formats. OCP MX 1.0 rounds log2(amax) down and saturates
+    what is then past the format's largest; here it is rounded up as everywhere, so the data is up
+    to a binade smaller and nothing saturates. Scales of E8M0 reach from 2^-127 to 2^127, more
+    than is used.
 
-    With a ``scale`` given (a float32 scalar, a power of two), what is finite and past the
-    format's range saturates at its largest number.
-
-    With ``scaling="unit"`` the scale is always 1 and what leaves the format's range saturates:
-    the control that shows what scaling is for.
+    With ``scale``, a float32 scalar, that is the scale: a power of two from 2^-126 to 2^126
+    (delayed and static scaling), and what leaves the format's range saturates. With
+    ``scaling="unit"`` that is 1: the control that shows what scaling is for.
 
     Under ``jax.vmap`` each example has its own scale. Not differentiable. Raises
-    ``QuantizeError`` (a ``TypeError``) on other dtypes, formats and scalings.
+    ``QuantizeError`` (a ``TypeError``) on other dtypes, formats, scalings, blocks and scales.
     """
-    if scaling == "unit":
-        return _unit(_array(x), format_of(_checked(format)))
-    if scaling != "current":
-        raise QuantizeError(f"scaling is 'current' or 'unit', not {scaling!r}")
-    dtype = _checked(format)
-    x = _array(x)
-    if dtype == jnp.bfloat16:
-        return ScaledArray(lax.convert_element_type(x, dtype), jnp.ones((), np.float32))
-    if scale is not None:
-        return _given(x, format_of(format), jnp.asarray(scale, np.float32))
-    data, scale = quantize_p.bind(x, dtype=dtype, batch_ndim=0)
-    return ScaledArray(data, scale)
+    dtype, x = _checked(format), _array(x)
+    block, scales = _checked_block(block, x.ndim), _checked_scales(scale_format)
+    if scale is None and scaling == "current":
+        data, own = quantize_p.bind(x, dtype=dtype, batch_ndim=0, block=block, scales=scales)
+        return ScaledArray(data, own, block)
+    if scale is None and scaling == "unit":
+        scale = 1.0
+    elif scale is None or scaling not in ("current", "given"):
+        raise QuantizeError(f"scaling is 'current', 'unit', or a scale is given, not {scaling!r}")
+    if block or scales != F32.dtype:
+        raise QuantizeError(
+            "a given scale is one float32 scalar for the whole tensor",
+            fix="leave out block and scale_format, or the scale",
+        )
+    given = _given(scale)
+    (data,) = quantize_given_p.bind(x, given, dtype=dtype)
+    return ScaledArray(data, given)
 
 
-def quantize_reference(x: ArrayLike, format: DTypeLike | Format) -> ScaledArray:
+def quantize_reference(
+    x: ArrayLike,
+    format: DTypeLike | Format,
+    *,
+    block: tuple[int, ...] = (),
+    scale: ArrayLike | None = None,
+    scale_format: DTypeLike | Format = F32,
+) -> ScaledArray:
     """What ``quantize`` returns, in plain JAX."""
-    return ScaledArray(*_reference(_array(x), dtype=_checked(format), batch_ndim=0))
-
-
-def _given(x: Array, format: Format, scale: Array) -> ScaledArray:
-    wide = lax.convert_element_type(x, np.float32)
-    scaled, bound = wide * (1 / scale), np.float32(format.max)
-    clipped = jnp.where(scaled > bound, bound, jnp.where(scaled < -bound, -bound, scaled))
-    kept = jnp.where(lax.abs(wide) < np.inf, clipped, wide)  # inf and NaN are what they are
-    return ScaledArray(lax.convert_element_type(kept, format.dtype), scale)
-
-
-def _unit(x: Array, format: Format) -> ScaledArray:
-    wide = lax.convert_element_type(x, np.float32)
-    bound = np.float32(format.max)
-    clipped = jnp.where(wide > bound, bound, jnp.where(wide < -bound, -bound, wide))
-    return ScaledArray(lax.convert_element_type(clipped, format.dtype), jnp.ones((), np.float32))
+    dtype, x = _checked(format), _array(x)
+    if scale is not None:
+        given = _given(scale)
+        return ScaledArray(_given_reference(x, given, dtype=dtype)[0], given)
+    block, scales = _checked_block(block, x.ndim), _checked_scales(scale_format)
+    return ScaledArray(*_reference(x, dtype=dtype, batch_ndim=0, block=block, scales=scales), block)
 
 
 def power_of_two_scale(amax: Array, format: DTypeLike | Format) -> Array:
     """2^ceil(log2(amax / format.max)) for each float32 ``amax``, from its bits; float32.
 
-    1 for an amax of zero, subnormal, infinite or NaN; at least 2^-126. Golden values for
-    float8_e4m3fn: 1 gives 2^-8, 10 2^-5, 448 1, 449 2, 10000 2^5.
+    1 for an amax of zero, subnormal, infinite or NaN; from 2^-126 to 2^126. Golden values for
+    float8_e4m3fn: 1 gives 2^-8, 10 2^-5, 32 2^-3, 448 1, 449 2, 10000 2^5. For bfloat16 the
+    largest is taken to be 1. `precir.formats.power_of_two` is the same of one Python number.
     """
-    # max = 2^exponent * (1 + fraction / 2^23). The sum carries into the exponent where amax has
-    # the larger fraction, which is the ceiling.
-    mantissa, exponent = math.frexp(format_of(format).max)
+    # largest = 2^exponent * (1 + fraction / 2^23). The sum carries into the exponent where amax
+    # has the larger fraction, which is the ceiling.
+    mantissa, exponent = math.frexp(format_of(format).largest_scaled)
     mantissa, exponent = 2 * mantissa, exponent - 1
     fraction = int((mantissa - 1) * 2**23)
     bits = lax.bitcast_convert_type(amax, np.int32)
-    ceiling = (bits + (2**23 - 1 - fraction - (exponent << 23))) & _EXPONENT
-    ceiling = lax.max(ceiling, lax.full_like(ceiling, 1 << 23))  # 2^-126
     normal = (bits >= 1 << 23) & (bits < _INF)
+    ceiling = (bits + (2**23 - 1 - fraction - (exponent << 23))) & _EXPONENT
+    ceiling = lax.clamp(np.int32(1 << 23), ceiling, np.int32(_LARGEST))
     one = lax.full_like(ceiling, 127 << 23)
     return lax.bitcast_convert_type(lax.select(normal, ceiling, one), np.float32)
 
 
-def _reference(x: Array, *, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
-    scaled, scale = _scaled(x, dtype, batch_ndim)
-    return lax.convert_element_type(scaled, dtype), scale
-
-
-def _scaled(x: Array, dtype: np.dtype[Any], batch_ndim: int) -> tuple[Array, Array]:
-    """The tensor over its scale in float32, and the scale of each example."""
+def _reference(
+    x: Array, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
+) -> tuple[Array, Array]:
     wide = lax.convert_element_type(x, np.float32)
     # Taken in the 16 bits of x where it has 16: else XLA:GPU stores a float32 copy of a weight.
     magnitude = lax.abs(x if x.dtype.itemsize < 4 else wide)
     finite = jnp.where(magnitude < np.inf, magnitude, 0)  # NaN compares false too
     # The maximum of nothing is -inf, which power_of_two_scale answers with 1.
-    amax = lax.reduce_max(finite, tuple(range(batch_ndim, x.ndim)))
+    if block:
+        amax = _largest_of_blocks(finite, block)
+    else:
+        amax = lax.reduce_max(finite, tuple(range(batch_ndim, x.ndim)))
     scale = power_of_two_scale(lax.convert_element_type(amax, np.float32), dtype)
     # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
-    inverse = lax.broadcast_in_dim(1 / scale, x.shape, tuple(range(batch_ndim)))
-    return wide * inverse, scale
+    scaled = wide * spread(1 / scale, x.shape, block)
+    return lax.convert_element_type(scaled, dtype), lax.convert_element_type(scale, scales)
+
+
+def _largest_of_blocks(finite: Array, block: tuple[int, ...]) -> Array:
+    """The largest of each block, zero being the least; axis by axis, the innermost first."""
+    for axis in reversed(range(finite.ndim)):
+        n, b = finite.shape[axis], full_block(block, finite.ndim)[axis]
+        if b >= n > 0:
+            finite = jnp.max(finite, axis, keepdims=True)
+        elif 1 < b < n:
+            count = -(-n // b)
+            if count * b > n:
+                widths = [(0, (count * b - n) * (i == axis), 0) for i in range(finite.ndim)]
+                finite = lax.pad(finite, np.zeros((), finite.dtype), widths)
+            split = (*finite.shape[:axis], count, b, *finite.shape[axis + 1 :])
+            finite = lax.reduce_max(finite.reshape(split), (axis + 1,))
+    return finite
 
 
 def _batch(
-    operands: tuple[Array], dims: Dims, *, dtype: np.dtype[Any], batch_ndim: int
+    operands: tuple[Array],
+    dims: Dims,
+    *,
+    dtype: np.dtype[Any],
+    batch_ndim: int,
+    block: tuple[int, ...],
+    scales: Any,
 ) -> tuple[Results, Dims]:
+    """One more leading axis, each of whose elements has scales of its own."""
     (x,), (dim,) = operands, dims
     assert dim is not None
-    results = quantize_p.bind(jnp.moveaxis(x, dim, 0), dtype=dtype, batch_ndim=batch_ndim + 1)
+    x = jnp.moveaxis(x, dim, 0)
+    batch_ndim += 1
+    results = quantize_p.bind(x, dtype=dtype, batch_ndim=batch_ndim, block=block, scales=scales)
     return results, (0, 0)
 
 
 quantize_p = kernel_primitive("precir_quantize", _reference, platforms={}, batch=_batch)
+
+
+def _given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
+    """The axes of ``scale``, of examples under vmap, are the leading ones of ``x``."""
+    wide = lax.convert_element_type(x, np.float32)
+    scaled, bound = wide * spread(1 / scale, x.shape, ()), np.float32(format_of(dtype).max)
+    held = jnp.where(scaled > bound, bound, jnp.where(scaled < -bound, -bound, scaled))
+    return (lax.convert_element_type(jnp.where(jnp.isinf(wide), wide, held), dtype),)
+
+
+def _batch_given(
+    operands: tuple[Array, Array], dims: Dims, *, dtype: np.dtype[Any]
+) -> tuple[Results, Dims]:
+    (x, scale), (x_dim, scale_dim) = operands, dims
+    if x_dim is not None:
+        x = jnp.moveaxis(x, x_dim, 0)
+    else:
+        assert scale_dim is not None
+        x = jnp.broadcast_to(x, (scale.shape[scale_dim], *x.shape))
+    if scale_dim is not None:
+        scale = jnp.moveaxis(scale, scale_dim, 0)
+    elif scale.ndim:
+        scale = jnp.broadcast_to(scale, (x.shape[0], *scale.shape))
+    return quantize_given_p.bind(x, scale, dtype=dtype), (0,)
+
+
+quantize_given_p = kernel_primitive(
+    "precir_quantize_given", _given_reference, platforms={}, batch=_batch_given
+)
 
 
 def _array(x: ArrayLike) -> Array:
@@ -150,8 +227,37 @@ def _array(x: ArrayLike) -> Array:
 
 def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
     format = format_of(format)
-    if format not in (E4M3, E5M2, F16, BF16):
-        raise QuantizeError(
-            f"quantize makes {E4M3.name}, {E5M2.name}, float16 or bfloat16, not {format.name}"
-        )
+    if format not in _NARROW:
+        known = ", ".join(f.name for f in _NARROW)
+        raise QuantizeError(f"quantize makes {known}, not {format.name}")
     return format.dtype
+
+
+def _checked_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    sizes = tuple(int(b) for b in block)
+    if len(sizes) > ndim or sizes != tuple(block) or any(b < 1 for b in sizes):
+        raise QuantizeError(
+            f"a block is a size for each of the last axes of a tensor of {ndim}, not {block!r}"
+        )
+    return sizes
+
+
+def _checked_scales(format: DTypeLike | Format) -> np.dtype[Any]:
+    format = format_of(format)
+    if format not in (F32, E8M0FNU):
+        raise QuantizeError(f"scales are {F32.name} or {E8M0FNU.name}, not {format.name}")
+    return format.dtype
+
+
+def _given(scale: ArrayLike) -> Array:
+    if isinstance(scale, (int, float)) and not (
+        is_power_of_two(scale) and 2.0**-126 <= scale <= 2.0**126
+    ):
+        raise QuantizeError(f"a scale is a power of two from 2**-126 to 2**126, not {scale!r}")
+    given = jnp.asarray(scale, np.float32)
+    if given.ndim:
+        raise QuantizeError(
+            f"a given scale is one float32 scalar for the whole tensor, not of shape {given.shape}",
+            fix="jax.vmap quantize over examples that have scales of their own",
+        )
+    return given

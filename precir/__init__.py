@@ -9,6 +9,7 @@ from precir.observe import Observation, observe
 from precir.packed import Packed, StateError
 from precir.recipe import RECIPES, Recipe, recipe
 from precir.scaled import ScaledArray
+from precir.scaling import scale, unscale
 from precir.version import __version__
 
 __all__ = [
@@ -30,4 +31,6 @@ __all__ = [
     "lower",
     "observe",
     "recipe",
+    "scale",
+    "unscale",
 ]

@@ -6,6 +6,7 @@ backend.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -75,6 +76,13 @@ class Format:
     has_sign: bool
     flushes_subnormals: bool
     """Whether XLA:CPU reads and writes subnormals of this format as zero."""
+
+    @property
+    def largest_scaled(self) -> float:
+        """The largest that scaled data is made to reach: ``max``, and 1 in bfloat16, whose
+        exponents are float32's.
+        """
+        return 1.0 if self.name == "bfloat16" else self.max
 
     def __repr__(self) -> str:
         return f"Format({self.name})"
@@ -154,3 +162,24 @@ def format_of(x: DTypeLike | Format) -> Format:
         known = ", ".join(f"{f.name} ({f.short})" for f in FORMATS.values())
         raise UnknownFormat(f"{x!r} is not a floating-point format", fix=f"one of {known}")
     return FORMATS[name]
+
+
+def power_of_two(amax: float, format: DTypeLike | Format) -> float:
+    """The scale 2^ceil(log2(amax / format.max)) of a tensor whose largest magnitude is ``amax``.
+
+    1 where float32 holds ``amax`` as zero, a subnormal, an infinity or NaN; from 2^-126 to 2^126,
+    so that the scale and its reciprocal are normal in float32. For bfloat16 the largest is 1.
+    """
+    format = format_of(format)
+    with np.errstate(over="ignore"):
+        held = float(np.float32(amax))
+    if not F32.smallest_normal <= held <= F32.max:
+        return 1.0
+    mantissa, exponent = math.frexp(held)
+    most, its_exponent = math.frexp(format.largest_scaled)
+    power = exponent - its_exponent + (mantissa > most)
+    return 2.0 ** min(max(power, -126), 126)
+
+
+def is_power_of_two(x: float) -> bool:
+    return math.isfinite(x) and math.frexp(x)[0] == 0.5

@@ -23,13 +23,15 @@ class Type:
     """What a value is: shape, dtype name, and whether JAX holds its dtype weakly.
 
     `scale` is the shape of the scale of a quantised value (data and scale travel as one
-    `ScaledArray`), None for a plain array. Extended dtypes keep JAX's spelling (`key<fry>`).
+    `ScaledArray`), None for a plain array; `block` is what each scale reaches over, as
+    `ScaledArray.block`. Extended dtypes keep JAX's spelling (`key<fry>`).
     """
 
     shape: tuple[int, ...]
     dtype: str
     weak: bool = False
     scale: tuple[int, ...] | None = None
+    block: tuple[int, ...] = ()
 
     @property
     def rank(self) -> int:

@@ -1,4 +1,4 @@
-"""A quantised tensor as users see it: narrow data and the scale that gives them their value."""
+"""A quantised tensor as users see it: narrow data and the scales that give them their value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax import Array
+from jax import Array, lax
 from jax import numpy as jnp
 from jax.typing import DTypeLike
 
@@ -19,19 +19,26 @@ class ScaleError(PrecirError, ValueError):
     """A method that takes one scale, called on a tensor that has several."""
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=["data", "scale"], meta_fields=[])
+@partial(jax.tree_util.register_dataclass, data_fields=["data", "scale"], meta_fields=["block"])
 @dataclass(frozen=True, eq=False, repr=False)
 class ScaledArray:
     """The tensor ``data * scale``; a JAX pytree with the leaves ``data`` and ``scale``.
 
-    ``data`` is an array of any shape in a narrow format; ``scale`` is a float32 scalar, one for
-    the whole tensor. Where ``jax.vmap`` gave every example its own scale, ``scale`` has the
-    leading axes of ``data``. Nothing is checked on construction, since JAX builds pytrees out of
-    placeholders.
+    ``data`` is an array of any shape in a narrow format. ``scale`` is float32, or
+    float8_e8m0fnu for OCP's MX formats, and ``block`` says what each scale reaches over: the
+    sizes of a block along the trailing axes of ``data``. With ``block=()`` it is a scalar, one
+    scale for the whole tensor; with ``block=(1, 128)`` each row of a matrix has one for every 128
+    columns, the last of which may be fewer. So ``scale.shape`` is
+    ``data.shape[:ndim - len(block)] + ceil(rest / block)``; with ``block=()`` it is ``()``.
+
+    Where ``jax.vmap`` or a scan gave every example scales of its own, ``scale`` begins with the
+    leading axes of ``data``; ``block`` stays what it was. Nothing is checked on construction,
+    since JAX builds pytrees out of placeholders.
     """
 
     data: Array
     scale: Array
+    block: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -58,16 +65,24 @@ class ScaledArray:
         return ScaledArray(self.data.reshape(*shape), self._one_scale("reshape"))
 
     def transpose(self, *axes: Any) -> ScaledArray:
-        return ScaledArray(self.data.transpose(*axes), self._one_scale("transpose"))
+        """The axes of blocks and scales go with those of the data."""
+        if not self.block:
+            return ScaledArray(self.data.transpose(*axes), self._one_scale("transpose"))
+        data, scale = self.data.transpose(*axes), self.scale.transpose(*axes)
+        # NumPy reads the axes as JAX does: where a stand-in's sizes went is where the axes went.
+        stand_in = np.empty(tuple(range(self.ndim)), np.bool_).transpose(*axes)
+        block = full_block(self.block, self.ndim)
+        return ScaledArray(data, scale, tuple(block[axis] for axis in stand_in.shape))
 
     def swapaxes(self, axis1: int, axis2: int) -> ScaledArray:
-        return ScaledArray(self.data.swapaxes(axis1, axis2), self._one_scale("swapaxes"))
+        axes = list(range(self.ndim))
+        axes[axis1], axes[axis2] = axes[axis2], axes[axis1]
+        return self.transpose(axes)
 
     def unscale(self, dtype: DTypeLike = jnp.float32) -> Array:
         """The plain array ``data * scale``, multiplied in float32 or wider, as ``dtype``."""
         wide = jnp.promote_types(dtype, jnp.float32)
-        scale = jnp.asarray(self.scale, wide)
-        scale = scale.reshape(scale.shape + (1,) * (self.ndim - scale.ndim))
+        scale = spread(jnp.asarray(self.scale).astype(wide), self.shape, self.block)
         return (self.data.astype(wide) * scale).astype(dtype)
 
     def astype(self, dtype: DTypeLike) -> Array:
@@ -75,6 +90,12 @@ class ScaledArray:
         return self.unscale(dtype)
 
     def _one_scale(self, method: str) -> Array:
+        if self.block:
+            raise ScaleError(
+                f"ScaledArray.{method} needs one scale for the whole tensor, "
+                f"and this one has a scale for each block of {self.block}",
+                fix=f"{method} the plain array, .unscale(), and quantize the result",
+            )
         if jnp.ndim(self.scale) != 0:
             raise ScaleError(
                 f"ScaledArray.{method} needs one scale for the whole tensor, "
@@ -84,7 +105,42 @@ class ScaledArray:
         return self.scale
 
     def __repr__(self) -> str:
-        return f"ScaledArray({_show(self.data)}, scale={_show(self.scale)})"
+        block = f", block={self.block}" if self.block else ""
+        return f"ScaledArray({_show(self.data)}, scale={_show(self.scale)}{block})"
+
+
+def full_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+    """A block's size along each of ``ndim`` axes: 1 along the leading ones it does not name.
+
+    Sizes too many are dropped from the front: a scan takes the leading axis off the data.
+    """
+    return (1,) * (ndim - len(block)) + tuple(block[max(0, len(block) - ndim) :])
+
+
+def scale_shape(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the scales of data of ``shape`` in blocks: one for each, also the last ones,
+    which may reach over the end. ``()`` with no block.
+    """
+    if not block:
+        return ()
+    return tuple(-(-n // b) for n, b in zip(shape, full_block(block, len(shape)), strict=True))
+
+
+def spread(scale: Array, shape: tuple[int, ...], block: tuple[int, ...]) -> Array:
+    """A scale for each element of data of ``shape``, in a shape that broadcasts against it."""
+    if not block:
+        return scale.reshape(scale.shape + (1,) * (len(shape) - scale.ndim))
+    for axis, (n, b) in enumerate(zip(shape, full_block(block, len(shape)), strict=True)):
+        if 1 < b < n:
+            repeated = lax.broadcast_in_dim(
+                scale,
+                (*scale.shape[: axis + 1], b, *scale.shape[axis + 1 :]),
+                tuple(i + (i > axis) for i in range(scale.ndim)),
+            )
+            count = scale.shape[axis]
+            whole = repeated.reshape(*scale.shape[:axis], count * b, *scale.shape[axis + 1 :])
+            scale = lax.slice_in_dim(whole, 0, n, axis=axis)
+    return scale
 
 
 def _show(leaf: Any) -> str:

@@ -199,9 +199,12 @@ def stored_by_recipe(graph: Graph, carried: Sequence[Carried], recipe: Recipe) -
 
 def stored_as_given(graph: Graph, carried: Sequence[Carried], layout: Layout) -> Stored:
     """What came as a `ScaledArray`; as such it goes back, if it is state under one scale."""
-    inputs = {i: Type(graph.inputs[i].type.shape, d, scale=s) for i, d, s in layout.scaled}
+    inputs = {
+        i: Type(graph.inputs[i].type.shape, dtype, scale=scale, block=block)
+        for i, dtype, scale, block in layout.scaled
+    }
     back = {c.first + i: c.back + i for c in carried for i in range(c.count)}
-    outputs = {back[i]: d for i, d, s in layout.scaled if i in back and s == ()}
+    outputs = {back[i]: d for i, d, s, b in layout.scaled if i in back and not (s or b)}
     return Stored(inputs, outputs)
 
 
@@ -209,7 +212,7 @@ def check_given(
     layout: Layout, wanted: Stored, extras: Sequence[Extra], labels: Sequence[str], recipe: Recipe
 ) -> None:
     """Raises `StateError` unless arguments of this layout carry what the recipe needs."""
-    have = {i: dtype for i, dtype, _ in layout.scaled}
+    have = {i: dtype for i, dtype, *_ in layout.scaled}
     fix = "params, opt, batch = step.init(params, opt, batch), once, before the first step"
     missing = [i for i, kind in wanted.inputs.items() if have.get(i) != kind.dtype]
     if missing:

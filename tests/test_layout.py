@@ -20,7 +20,7 @@ LAYERS = (
     ("precir.formats", "precir.scaled", "precir.errors", "precir.source", "precir.version"),
     ("precir.packed",),
     ("precir.domains.*",),
-    ("precir.kernels.*",),
+    ("precir.kernels.*", "precir.scaling"),
     ("precir.attrs", "precir.equality", "precir.ir", "precir.jaxprs", "precir.primitives"),
     ("precir.ops.*",),
     ("precir.text.*", "precir.verify.*", "precir.phases", "precir.lower", "precir.emit.*"),

@@ -588,3 +588,29 @@ def test_equality_sees_through_copies() -> None:
             for k, v in a.constants.items()
         }
     )
+
+
+@pytest.mark.parametrize(
+    "type_",
+    [
+        Type((4, 8), "float8_e4m3fn", scale=()),
+        Type((4, 8), "float8_e4m3fn", scale=(4,)),
+        Type((4, 300), "float8_e5m2", scale=(4, 3), block=(1, 128)),
+        Type((3, 4, 300), "float16", scale=(3, 4, 3), block=(1, 128)),
+    ],
+    ids=str,
+)
+def test_scales_of_blocks(type_: Type) -> None:
+    x = Value(Type(type_.shape, "float32"), hint="x")
+    params = {"dtype": type_.dtype, "block": type_.block, "scale_format": "float8_e8m0fnu"}
+    graph = one("quantize", [x], [type_], params=params)
+    assert_survives(graph)
+    assert parse(print_graph(graph)).outputs[0].type == type_
+
+
+@pytest.mark.parametrize(
+    "text", ["f32[4]/[2]", "f8e4m3fn[4]*scale[2]/[]", "f8e4m3fn[4]*scale[2]/2"]
+)
+def test_blocks_without_sense(text: str) -> None:
+    with pytest.raises(TextError):
+        parse(f"graph main(%x: {text}) {{\n  return %x\n}}")

@@ -72,6 +72,9 @@ def graph(*nodes: Node, inputs: Any = (), outputs: Any = None, **fields: Any) ->
 
 X = Value(F32, hint="x")
 Q = Value(E4M3, hint="q")
+WHOLE = Value(Type((4,), "int32"), hint="i")
+OTHER = Value(F32, hint="f")
+IN_TWOS = Type((4,), "float8_e4m3fn", scale=(2,), block=(2,))
 
 
 def literal(value: Any, dtype: str, weak: bool = False) -> Graph:
@@ -255,9 +258,56 @@ BROKEN: dict[str, tuple[Callable[[], Graph], str]] = {
         lambda: quantized("quantize", [Value(Type((4,), "int32"))], E4M3, dtype=E4M3.dtype),
         "expected a floating-point array",
     ),
+    "quantize block": (
+        lambda: quantized("quantize", [X], E4M3, dtype="float8_e4m3fn", block=(2,)),
+        "expected float8_e4m3fn[4] with a scale of [2] for blocks of [2]",
+    ),
+    "quantize no block": (
+        lambda: quantized("quantize", [X], E4M3, dtype="float8_e4m3fn", block=(1, 2)),
+        "expected sizes of some of the last axes",
+    ),
+    "quantize scales": (
+        lambda: quantized("quantize", [X], E4M3, dtype="float8_e4m3fn", scale_format="float16"),
+        "expected float32 or float8_e8m0fnu",
+    ),
+    "quantize given": (
+        lambda: quantized("quantize", [X], E4M3, dtype="float8_e4m3fn", scaling="given"),
+        "1 operands and 1 results, expected 2",
+    ),
+    "quantize given scales": (
+        lambda: quantized("quantize", [X, OTHER], E4M3, dtype="float8_e4m3fn", scaling="given"),
+        "expected float32[]",
+    ),
+    "quantize given block": (
+        lambda: quantized(
+            "quantize",
+            [X, Value(SCALAR)],
+            IN_TWOS,
+            dtype="float8_e4m3fn",
+            scaling="given",
+            block=(2,),
+        ),
+        "one for the whole tensor",
+    ),
+    "block": (
+        lambda: graph(node("f", types=[Type((4,), "float8_e4m3fn", scale=(4,), block=(2,))])),
+        "a scale of shape",
+    ),
+    "block of plain": (
+        lambda: graph(node("f", types=[Type((4,), "float32", block=(2,))])),
+        "no blocks of scaled data",
+    ),
+    "block of none": (
+        lambda: graph(node("f", types=[Type((4,), "float32", scale=(4,), block=(0,))])),
+        "no blocks of scaled data",
+    ),
     "dot": (
-        lambda: quantized("scaled_dot", [X, Q], SCALAR, **DOT),
-        "expected two quantised ones",
+        lambda: quantized("scaled_dot", [WHOLE, Q], SCALAR, **DOT),
+        "expected quantised ones",
+    ),
+    "dot shift": (
+        lambda: quantized("scaled_dot", [X, Q], SCALAR, **DOT, shift=127),
+        "a whole number up to 126",
     ),
     "dot shape": (
         lambda: quantized("scaled_dot", [Q], F32, **DOT),

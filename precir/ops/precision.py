@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from precir.ir import Node
+import math
+
+from precir.formats import is_power_of_two
+from precir.ir import Literal, Node, Operand
 from precir.ops.base import Keeps, Op
 from precir.ops.facts import folds, functions, pointwise
 from precir.ops.writing import ATOM, Hole, Template, Writer, dtype_source, source
 
 OWN = Keeps.OWN
-_FORMAT_NAMES = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2"}
+_FORMAT_NAMES = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2", "float8_e8m0fnu": "E8M0FNU"}
 
 
 def _format(dtype: str, w: Writer) -> str:
@@ -22,12 +25,28 @@ def _cast(node: Node, w: Writer) -> Template:
 
 def _quantize(node: Node, w: Writer) -> Template:
     quantize = w.use("precir.kernels", "quantize")
-    format_ = _format(node.params["dtype"], w)
-    scaling = node.params.get("scaling", "current")
-    if scaling == "given":
-        return Template((f"{quantize}(", Hole(0), f", {format_}, scale=", Hole(1), ")"))
-    option = "" if scaling == "current" else f", scaling={scaling!r}"
-    return Template((f"{quantize}(", Hole(0), f", {format_}{option})"))
+    p = node.params
+    if p.get("scaling") == "given":
+        pieces: tuple[str | Hole, ...] = (", scale=", _scale(node.inputs[1]))
+    else:
+        written = {
+            "scaling": (p.get("scaling", "current"), "current"),
+            "block": (p.get("block", ()), ()),
+        }
+        pieces = tuple(
+            f", {k}={source(v, w)}" for k, (v, default) in written.items() if v != default
+        )
+    if "scale_format" in p:
+        pieces = (*pieces, f", scale_format={_format(p['scale_format'], w)}")
+    return Template((f"{quantize}(", Hole(0), f", {_format(p['dtype'], w)}", *pieces, ")"))
+
+
+def _scale(operand: Operand) -> str | Hole:
+    """A scale: `2.0**-5` if it is a number."""
+    value = operand.value if isinstance(operand, Literal) else None
+    if isinstance(value, float) and is_power_of_two(value):
+        return f"2.0**{math.frexp(value)[1] - 1}"
+    return Hole(1, bare=True)
 
 
 def _dequantize(node: Node, w: Writer) -> Template:
@@ -37,7 +56,9 @@ def _dequantize(node: Node, w: Writer) -> Template:
 def _scaled_dot(node: Node, w: Writer) -> Template:
     scaled_dot = w.use("precir.kernels", "scaled_dot")
     dims, out = source(node.params["dimension_numbers"], w), dtype_source(node.params["dtype"], w)
-    return Template((f"{scaled_dot}(", Hole(0), ", ", Hole(1), f", {dims}, out={out})"))
+    shift = node.params.get("shift", 0)
+    option = f", shift={shift}" if shift else ""
+    return Template((f"{scaled_dot}(", Hole(0), ", ", Hole(1), f", {dims}, out={out}{option})"))
 
 
 def _element(node: Node, w: Writer) -> Template:

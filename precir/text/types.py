@@ -1,4 +1,6 @@
-"""How a type is written: `f32[4,8]`, `bf16[]~` if weak, `f8e4m3fn[8,16]*scale[8,1]`."""
+"""How a type is written: `f32[4,8]`, `bf16[]~` if weak, `f8e4m3fn[8,16]*scale[]`, and
+`f8e4m3fn[8,256]*scale[8,2]/[1,128]` with a scale for each block.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ NAME: Final = re.compile(r"[^\W\d]\w*")
 WORD: Final = r"[^\W\d][\w./<>\-]*"
 # Names that stand for themselves: key<fry>, int4 of a JAX to come.
 _PLAIN: Final = re.compile(WORD)
-_TYPE: Final = re.compile(rf"({WORD})(?:\[([\d,]*)\])?(~?)(?:\*scale\[([\d,]*)\])?")
+_TYPE: Final = re.compile(
+    rf"({WORD})(?:\[([\d,]*)\])?(~?)(?:\*scale\[([\d,]*)\](?:/\[([\d,]*)\])?)?"
+)
 
 
 def numpy_dtype(short: str) -> np.dtype[Any] | None:
@@ -70,14 +74,17 @@ def spell_type(type_: Type) -> str | None:
             return None
     elif not _PLAIN.fullmatch(short):
         return None
-    shape, scale = _dimensions(type_.shape), None
+    shape, scaled = _dimensions(type_.shape), ""
     if type_.scale is not None:
-        scale = _dimensions(type_.scale)
-        if scale is None:
+        scale, block = _dimensions(type_.scale), _dimensions(type_.block)
+        if scale is None or block is None:
             return None
+        scaled = f"*scale{scale}/{block}" if type_.block else f"*scale{scale}"
+    elif type_.block != ():
+        return None
     if shape is None or type(type_.weak) is not bool:
         return None
-    return f"{short}{shape}{'~' * type_.weak}{'' if scale is None else f'*scale{scale}'}"
+    return f"{short}{shape}{'~' * type_.weak}{scaled}"
 
 
 def spell_scalar_type(type_: Type) -> str | None:
@@ -90,12 +97,14 @@ def parse_type(text: str) -> Type | None:
     found = _TYPE.fullmatch(text)
     if found is None:
         return None
-    dtype, shape, weak, scale = found.groups()
-    sizes = _sizes(shape or "")
+    dtype, shape, weak, scale, block = found.groups()
+    sizes, blocks = _sizes(shape or ""), _sizes(block or "")
     scales = None if scale is None else _sizes(scale)
-    if sizes is None or (scale is not None and scales is None):
+    if sizes is None or blocks is None or (scale is not None and scales is None):
         return None
-    return Type(sizes, LONG.get(dtype, dtype), bool(weak), scales)
+    if block == "":  # a block of no sizes is not written
+        return None
+    return Type(sizes, LONG.get(dtype, dtype), bool(weak), scales, blocks)
 
 
 def _dimensions(shape: tuple[int, ...]) -> str | None:

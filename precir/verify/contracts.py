@@ -9,11 +9,14 @@ import numpy as np
 from jax import numpy as jnp
 
 from precir.ir import Node, Operand, Type
+from precir.scaled import scale_shape
 from precir.text.types import SHORT, numpy_dtype
 
 Wrong = Iterator[str]
 _SCALAR: Final = Type((), "float32")
 OBSERVED: Final = 10  # numbers that `observe` gives beside its histogram
+MOST_SHIFT: Final = 126  # so that 2^shift is normal in float32
+_PLAIN: Final = ("float16", "bfloat16", "float32")
 
 
 def _agree(what: str, found: Sequence[Operand], expected: Sequence[Operand]) -> Wrong:
@@ -26,13 +29,18 @@ def _agree_types(what: str, found: Sequence[Type], expected: Sequence[Type]) -> 
         yield f"{len(found)} {what}, expected {len(expected)}"
         return
     for i, (f, e) in enumerate(zip(found, expected, strict=True)):
-        if f is not e and (f.shape, f.dtype, f.scale) != (e.shape, e.dtype, e.scale):
+        if f is not e and _held(f) != _held(e):
             yield f"{what}: number {i} is {show(f)}, expected {show(e)}"
+
+
+def _held(type_: Type) -> tuple[Any, ...]:
+    return type_.shape, type_.dtype, type_.scale, type_.block
 
 
 def show(type_: Type) -> str:
     scale = "" if type_.scale is None else f" with a scale of {list(type_.scale)}"
-    return f"{type_.dtype}{list(type_.shape)}{scale}"
+    block = f" for blocks of {list(type_.block)}" if type_.block else ""
+    return f"{type_.dtype}{list(type_.shape)}{scale}{block}"
 
 
 def _counts(node: Node, regions: int | None, *names: str) -> Wrong:
@@ -63,10 +71,8 @@ def _scan(node: Node) -> Wrong:
 
 
 def _stacked(type_: Type, length: int) -> Type:
-    scale = type_.scale
-    return Type(
-        (length, *type_.shape), type_.dtype, False, None if scale is None else (length, *scale)
-    )
+    scale = None if type_.scale is None else (length, *type_.scale)
+    return Type((length, *type_.shape), type_.dtype, False, scale, type_.block)
 
 
 def _while(node: Node) -> Wrong:
@@ -140,17 +146,28 @@ def _cast(node: Node) -> Wrong:
 
 
 def _quantize(node: Node) -> Wrong:
-    scales = node.params.get("scaling") == "given"
-    if wrong := list(_operands(node, 1 + scales)):
+    p = node.params
+    is_given = p.get("scaling") == "given"
+    if wrong := list(_operands(node, 1 + is_given)):
         yield from wrong
         return
-    yield from _agree_types("scales", [o.type for o in node.inputs[1:]], [_SCALAR] * scales)
     given = node.inputs[0].type
     if given.scale is not None:
         yield "the operand is quantised already"
     if not is_float(given.dtype):
         yield f"the operand is {show(given)}, expected a floating-point array"
-    expected = Type(given.shape, node.params.get("dtype", ""), scale=())
+    block, scales = p.get("block", ()), p.get("scale_format", "float32")
+    if scales not in ("float32", "float8_e8m0fnu"):
+        yield f"scales in {scales!r}, expected float32 or float8_e8m0fnu"
+    if is_given:
+        yield from _agree_types("scales", [node.inputs[1].type], [Type((), "float32")])
+        if block or scales != "float32":
+            yield "a given scale is one for the whole tensor, in float32"
+    if not is_block(block, given.rank):
+        yield f"the block is {block!r}, expected sizes of some of the last axes"
+        return
+    scale = scale_shape(given.shape, block)
+    expected = Type(given.shape, p.get("dtype", ""), scale=scale, block=block)
     yield from _agree_types("results", [node.outputs[0].type], [expected])
 
 
@@ -164,13 +181,22 @@ def _dequantize(node: Node) -> Wrong:
     yield from _agree_types("results", [node.outputs[0].type], [Type(given.shape, "float32")])
 
 
+def is_block(block: Any, rank: int) -> bool:
+    sized = type(block) is tuple and all(type(b) is int and b > 0 for b in block)
+    return sized and len(block) <= rank
+
+
 def _scaled_dot(node: Node) -> Wrong:
     if wrong := list(_operands(node, 2)):
         yield from wrong
         return
     left, right = (o.type for o in node.inputs)
-    if left.scale is None or right.scale is None:
-        yield f"operands {show(left)} and {show(right)}, expected two quantised ones"
+    if not all(t.scale is not None or t.dtype in _PLAIN for t in (left, right)):
+        found = f"operands {show(left)} and {show(right)}"
+        yield f"{found}, expected quantised ones, or float16, bfloat16 or float32"
+    shift = node.params.get("shift", 0)
+    if type(shift) is not int or abs(shift) > MOST_SHIFT:
+        yield f"the shift is {shift!r}, expected a whole number up to {MOST_SHIFT}"
     try:
         shape = _product_shape(left.shape, right.shape, node.params.get("dimension_numbers"))
     except (TypeError, ValueError, IndexError):

@@ -9,8 +9,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from precir.ir import Graph, Literal, Node, Operand, Region, Type, Value
+from precir.scaled import scale_shape
 from precir.text.types import SHORT, numpy_dtype
-from precir.verify.contracts import CONTRACTS
+from precir.verify.contracts import CONTRACTS, is_block
 
 Broken = Iterator[tuple[Node | None, str]]
 """What is wrong, at which node (None: with the graph itself)."""
@@ -90,7 +91,11 @@ def _unsound(type_: Type) -> str | None:
         return f"no dtype but {dtype!r}"
     if any(type(n) is int and n < 0 for n in type_.shape):
         return f"a negative size: {type_.shape}"
-    if type_.scale is not None and type_.scale != type_.shape[: len(type_.scale)]:
+    if type_.block and (type_.scale is None or not is_block(type_.block, type_.rank)):
+        return f"blocks of {type_.block}, which are no blocks of scaled data of shape {type_.shape}"
+    if type_.scale is not None and type_.scale != (
+        scale_shape(type_.shape, type_.block) if type_.block else type_.shape[: len(type_.scale)]
+    ):
         return f"a scale of shape {type_.scale} on data of shape {type_.shape}"
     return None
 

@@ -14,6 +14,7 @@ from precir.domains.fact import (
     join,
     numbers_of,
     of_number,
+    project,
     tidy,
     top,
 )
@@ -252,17 +253,28 @@ def dot_general(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
 
 
 def scaled_dot(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
-    f = dot_general(node, facts, ctx)
-    assert isinstance(f, Fact)
-    return f
+    """The float32 product, times 2^shift before it is rounded."""
+    shift = node.params.get("shift", 0)
+    if not shift:
+        f = dot_general(node, facts, ctx)
+        assert isinstance(f, Fact)
+        return f
+    ((axes, _), _) = node.params["dimension_numbers"]
+    count = math.prod(node.inputs[0].type.shape[i] for i in axes)
+    f = contraction(facts[0], facts[1], count, "float32")
+    return mul_facts(project(f, "float32"), of_number(2.0**shift))
 
 
 def quantize(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
-    """The value of data times scale: rounded to the format's precision, never past amax's power."""
+    """The value of data times scale: rounded to the format's precision, never past amax's power.
+
+    Under a scale that is not the tensor's own all of it may be subnormal, where rounding doubles.
+    """
     a = facts[0]
     lo, hi = a.lo, a.hi
     if lo <= hi:
-        lo, hi = (lo * 1.13 if lo < 0 else 0.0), (hi * 1.13 if hi > 0 else 0.0)
+        most = 1.13 if node.params.get("scaling", "current") == "current" else 2.0
+        lo, hi = (lo * most if lo < 0 else 0.0), (hi * most if hi > 0 else 0.0)
         lo, hi = min(lo, 0.0), max(hi, 0.0)
     flags = a.flags | ZERO
     if flags & INF:
