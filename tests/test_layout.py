@@ -17,8 +17,14 @@ ROOT = Path(__file__).parent.parent
 # is added here, in the lowest layer that serves it; `x.*` stands for x and all that is in it.
 LAYERS = (
     # The leaves.
-    ("precir.formats", "precir.scaled", "precir.errors", "precir.source", "precir.version"),
-    ("precir.packed",),
+    (
+        "precir.formats",
+        "precir.scaled",
+        "precir.packed",
+        "precir.errors",
+        "precir.source",
+        "precir.version",
+    ),
     ("precir.domains.*",),
     ("precir.kernels.*", "precir.scaling"),
     ("precir.attrs", "precir.equality", "precir.ir", "precir.jaxprs", "precir.primitives"),
