@@ -30,11 +30,13 @@ from precir.verify import verify
 @dataclass(frozen=True)
 class Extra:
     """An array that a pass carries from step to step: one more input of the program, after all
-    others, and one more result. `initial` is what the first step is given.
+    others, and one more result. `initial` is what the first step is given, `about` says what it
+    is, in a few words.
     """
 
     name: str
     initial: np.ndarray[Any, Any]
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,8 @@ def _delayed(state: State) -> State:
     if not points:
         return replace(state, graph=graph)
     empty = np.zeros((points, state.recipe.history), np.float32)
-    return state.carrying(graph, Extra(HISTORY, empty))
+    about = f"the largest elements seen, newest first: delayed scaling, {len(empty[0])} steps"
+    return state.carrying(graph, Extra(HISTORY, empty, about))
 
 
 PASSES: tuple[tuple[str, Pass], ...] = (
