@@ -11,6 +11,7 @@ if __name__ != "precir.kernels":
 
 from precir.formats import E4M3, E5M2, E8M0FNU
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
+from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
@@ -22,11 +23,13 @@ __all__ = [
     "E5M2",
     "E8M0FNU",
     "ScaledArray",
+    "all_finite",
     "amax",
     "bounded",
     "delayed_scale",
     "finite_amax",
     "merge_stats",
+    "next_loss_scale",
     "observe",
     "occupied_scale",
     "quantize",

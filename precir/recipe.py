@@ -151,6 +151,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("bf16-mixed", MIXED, "bfloat16"),
         Recipe("bf16-true", TRUE, "bfloat16", "bfloat16"),
         Recipe("16-true", TRUE, "float16", "float16"),
+        Recipe("16-mixed", MIXED, "float16", loss_scaling=True),
         Recipe("64-true", TRUE, "float64", "float64"),
         _FP8,
         replace(_FP8, name="fp8-delayed", scaling="delayed"),
@@ -173,10 +174,14 @@ RECIPES: dict[str, Recipe] = {
     )
 }
 # Lightning Fabric's spellings of what is here, and of what is not yet.
-_ALIASES = {"32-true": "float32", "32": "float32", "bf16": "bf16-mixed", "64": "64-true"}
+_ALIASES = {
+    "32-true": "float32",
+    "32": "float32",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+    "64": "64-true",
+}
 _NOT_YET = {
-    "16-mixed": "float16 needs loss scaling: use bf16-mixed or fp8",
-    "16": "float16 needs loss scaling: use bf16-mixed or fp8",
     "transformer-engine": "use fp8, which needs no module swap",
     "transformer-engine-float16": "use fp8, which needs no module swap",
 }

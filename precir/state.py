@@ -287,6 +287,10 @@ class StateFinder:
         check_given(layout, wanted, (), self.signature.labels(), recipe)
         return stored_as_given(self.graph, self.carried, layout) if layout.scaled else Stored()
 
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The number of each input that comes back, and that of the result it comes back as."""
+        return tuple((c.first + i, c.back + i) for c in self.carried for i in range(c.count))
+
     def state(self, stored: Stored, extras: tuple[Extra, ...]) -> ProgramState:
         """What is carried, now that the passes have said what they carry."""
         recipe, layout, name = self.recipe, self.layout, self.signature.name
