@@ -11,10 +11,11 @@ if __name__ != "precir.kernels":
 
 from precir.formats import E4M3, E5M2, E8M0FNU
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
+from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
-from precir.kernels.scales import bounded, rescale, rms_scale, scale_root
+from precir.kernels.scales import bounded, occupied_scale, rescale, rms_scale, scale_root
 from precir.scaled import ScaledArray
 
 __all__ = [
@@ -22,12 +23,15 @@ __all__ = [
     "E5M2",
     "E8M0FNU",
     "ScaledArray",
+    "all_finite",
     "amax",
     "bounded",
     "delayed_scale",
     "finite_amax",
     "merge_stats",
+    "next_loss_scale",
     "observe",
+    "occupied_scale",
     "quantize",
     "recent_amax",
     "record_amax",

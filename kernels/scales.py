@@ -7,6 +7,8 @@ from jax import Array, lax
 from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
+from precir.scaled import ScaledArray
+
 SMALLEST_SCALE = 2.0**-126
 LARGEST_SCALE = 2.0**126
 _EXPONENT = -1 << 23  # the bits of sign and exponent of a float32
@@ -24,6 +26,14 @@ def rescale(x: ArrayLike, factor: ArrayLike, dtype: DTypeLike) -> Array:
     x = jnp.asarray(x)
     wide = jnp.promote_types(x.dtype, jnp.float32)
     return (x.astype(wide) * jnp.asarray(factor, wide)).astype(dtype)
+
+
+def occupied_scale(x: ScaledArray) -> Array:
+    """The scale of ``x``, or 2^-126 if all its elements are zero, whose scale of one says nothing
+    of how large it is: what it is added to keeps its own.
+    """
+    some = jnp.any(x.data != 0)
+    return jnp.where(some, x.scale, np.float32(SMALLEST_SCALE))
 
 
 def scale_root(scale: Array, n: int) -> Array:

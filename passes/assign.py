@@ -10,11 +10,10 @@ from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Value
 from precir.ops import Keeps, op_named
 from precir.passes.facts import Facts
 from precir.passes.fitting import misfit, unfit
-from precir.passes.grains import Grain, grain
+from precir.passes.grains import Grain, data_of, grain, moves_or_casts, updated_inputs
 from precir.passes.products import Tail, find_tail
 from precir.recipe import KEEP, TRUE, Recipe
 
-_CASTS = frozenset({"convert_element_type", "cast", "dequantize"})
 _BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 
 
@@ -72,7 +71,11 @@ def assign_formats(
         _Walk(recipe, assignment, Tail()).note_products(graph)
         return assignment
     walk = _Walk(recipe, assignment, find_tail(graph), facts, seen)
-    walk.inputs(graph, [v.type.dtype for v in graph.inputs], [True] * len(graph.inputs), None)
+    updated = updated_inputs(graph)
+    walk.knows_weights = bool(updated)
+    weights = [v in updated or not updated for v in graph.inputs]
+    soft = [True] * len(graph.inputs)
+    walk.inputs(graph, [v.type.dtype for v in graph.inputs], soft, None, weights)
     walk.graph(graph)
     return assignment
 
@@ -93,6 +96,7 @@ class _Walk:
         self.soft: set[Value] = set()  # float32 only because it was given so
         self.gradients: set[Value] = set()
         self.weights: set[Value] = set()  # given to the program, and at most moved or cast
+        self.knows_weights = True  # from the update; else data counts as one till a product tells
 
     def inputs(
         self,
@@ -100,7 +104,7 @@ class _Walk:
         dtypes: Sequence[str],
         soft: Sequence[bool],
         gradients: Sequence[bool] | None,
-        weights: Sequence[bool] | None = None,
+        weights: Sequence[bool],
     ) -> None:
         for i, value in enumerate(graph.inputs):
             if dtypes[i] != value.type.dtype:
@@ -110,7 +114,7 @@ class _Walk:
             is_gradient = value.hint.startswith("cotangent") if gradients is None else gradients[i]
             if is_gradient:
                 self.gradients.add(value)
-            if not is_gradient if weights is None else weights[i]:
+            if weights[i] and not is_gradient:
                 self.weights.add(value)
 
     def graph(self, graph: Graph) -> None:
@@ -134,8 +138,7 @@ class _Walk:
     def _moves_weight(self, node: Node) -> bool:
         if not node.inputs or node.regions or node.op == "gather":  # an embedding is no weight
             return False
-        moves = op_named(node.op).keeps is Keeps.MOVE or node.op in _CASTS
-        return moves and node.inputs[0] in self.weights
+        return moves_or_casts(node) and node.inputs[0] in self.weights
 
     def node(
         self, node: Node, users: Mapping[Value, tuple[Node, ...]], outputs: set[Value]
@@ -276,6 +279,8 @@ class _Walk:
         operands = self._formats(a, b) if low else (dtype, dtype)
         if low and a in self.gradients and b in self.gradients:
             reason = "both operands are gradients, and E5M2 x E5M2 has no hardware path"
+        if not self.knows_weights and a in self.weights and b in self.weights:
+            self.weights.discard(data_of(node))
         grains = (self._grain(node, 0), self._grain(node, 1)) if low else (Grain(), Grain())
         self.assignment.products.append(Product(node, low, operands, result, reason, grains))
 

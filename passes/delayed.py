@@ -30,6 +30,7 @@ def delay_scales(graph: Graph, steps: int) -> tuple[Graph, int]:
     history = Value(Type((count, steps), "float32"), hint=HISTORY)
     largest = Node("recent_amax", [history], [Type((count,), "float32")])
     seen = largest.outputs[0]
+    seen.hint = "seen"  # what sub-programs call it
     points = _Points()
     fed = feed(graph, seen, _is_delayed, points.scale)
     fed = fed.with_(inputs=(*fed.inputs, history), nodes=(largest, *fed.nodes))
@@ -53,7 +54,7 @@ class _Points:
         if not points:
             return graph
         rewrite = Rewrite(graph)
-        rows = {}
+        rows: dict[Node, Node] = {}
         for node in points:  # first of all, so that layers stay alike
             index = len(self.amaxes) + len(rows)
             rows[node] = rewrite.add(Node("element", [seen], [_SCALAR], {"index": index}))

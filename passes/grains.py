@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from precir.ir import Node
+from precir.ir import UPDATE, Graph, Node, Operand, Value
+from precir.ops import Keeps, op_named
 
 BLOCK: Final = 128  # of the axis that is summed over: DeepSeek-V3, arXiv 2412.19437, section 3.3
+_CASTS: Final = frozenset({"convert_element_type", "cast", "dequantize"})
 MX_BLOCK: Final = 32  # OCP MX 1.0, section 5.1
 
 
@@ -60,6 +62,29 @@ def grain(node: Node, operand: int, reach: str) -> Grain:
     if reach == "128x128" and free:
         block[free[-1]] = BLOCK
     return Grain(reach, tuple(block), "float8_e8m0fnu" if reach == "mx" else "float32")
+
+
+def updated_inputs(graph: Graph) -> set[Value]:
+    """The weights among the inputs of a whole train step: what the update reads, and what only
+    moves or casts it.
+    """
+    read = {o for node in graph if node.phase == UPDATE for o in node.inputs}
+    for node in reversed(graph.nodes):
+        if moves_or_casts(node) and not read.isdisjoint(node.outputs):
+            read.add(node.inputs[0])
+    return {v for v in graph.inputs if v in read}
+
+
+def data_of(node: Node) -> Operand:
+    """Which operand of a product of two of a program's inputs is the data: that of more axes,
+    for weights have none for examples; of as many, the first, as in `x @ w`.
+    """
+    a, b = node.inputs[:2]
+    return b if b.type.rank > a.type.rank else a
+
+
+def moves_or_casts(node: Node) -> bool:
+    return node.op in _CASTS or op_named(node.op).keeps is Keeps.MOVE
 
 
 def reach_in_words(reaches: Sequence[str]) -> str:

@@ -12,10 +12,12 @@ from precir.domains.fact import Fact
 from precir.domains.stats import Stats
 from precir.errors import RecipeError
 from precir.ir import Graph, Value
+from precir.kernels.loss_scale import FIRST_LOSS_SCALE
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
 from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
+from precir.passes.loss_scale import SCALE, STEPS, scale_loss
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
@@ -30,11 +32,13 @@ from precir.verify import verify
 @dataclass(frozen=True)
 class Extra:
     """An array that a pass carries from step to step: one more input of the program, after all
-    others, and one more result. `initial` is what the first step is given.
+    others, and one more result. `initial` is what the first step is given, `about` says what it
+    is, in a few words.
     """
 
     name: str
-    initial: np.ndarray[Any, Any]
+    initial: np.ndarray[Any, Any] | np.generic
+    about: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ class State:
     `given` is what the user said of the inputs, `observed` what was measured of values, by name;
     `facts` and `seen` are what follows for the graph as it stands until a pass changes formats,
     None where the recipe changes nothing. `stored` says which inputs and results are
-    `ScaledArray`s, `extras` what passes carry from step to step.
+    `ScaledArray`s, `carried` which result replaces which input in the next step, `extras` what
+    passes carry from step to step.
     """
 
     graph: Graph
@@ -55,6 +60,7 @@ class State:
     facts: Facts | None = None
     seen: Mapping[Value, Stats] | None = None
     stored: Stored = field(default_factory=Stored)
+    carried: tuple[tuple[int, int], ...] = ()
     extras: tuple[Extra, ...] = ()
 
     def carrying(self, graph: Graph, *extras: Extra) -> State:
@@ -108,6 +114,10 @@ def _facts(state: State) -> State:
 
 def _scales(state: State) -> State:
     """From here on, tensors are data under scales, of which what is known is not said again."""
+    if state.recipe.loss_scaling:
+        graph = drop_dead(scale_loss(state.graph, state.carried, state.facts))
+        begun = Extra(SCALE, np.float32(FIRST_LOSS_SCALE)), Extra(STEPS, np.int32(0))
+        return replace(state, facts=None, seen=None).carrying(graph, *begun)
     if state.recipe.scaling != "propagated":
         return state
     graph = drop_dead(propagate_scales(state.graph, facts=state.facts))
@@ -137,7 +147,8 @@ def _delayed(state: State) -> State:
     if not points:
         return replace(state, graph=graph)
     empty = np.zeros((points, state.recipe.history), np.float32)
-    return state.carrying(graph, Extra(HISTORY, empty))
+    about = f"the largest elements seen, newest first: delayed scaling, {len(empty[0])} steps"
+    return state.carrying(graph, Extra(HISTORY, empty, about))
 
 
 PASSES: tuple[tuple[str, Pass], ...] = (
@@ -158,14 +169,23 @@ def run_passes(
     given: Sequence[Fact | None] = (),
     observed: Mapping[str, Stats] | None = None,
     stored: Stored | None = None,
+    carried: Sequence[tuple[int, int]] = (),
 ) -> tuple[State, list[Stage]]:
     """Run every pass; returns the last state and the program after each pass, lowering first.
 
     `given` is what is known of the graph's inputs, None where nothing is; `observed` what was
     measured of its values, by the names that `precir.observe` gives them; `stored` which inputs
-    and results are `ScaledArray`s.
+    and results are `ScaledArray`s, `carried` which result replaces which input in the next step.
     """
-    state = State(graph, recipe, Assignment(), tuple(given), observed, stored=stored or Stored())
+    state = State(
+        graph,
+        recipe,
+        Assignment(),
+        tuple(given),
+        observed,
+        stored=stored or Stored(),
+        carried=tuple(carried),
+    )
     stages = [Stage("lower", graph)]
     if verifying:
         verify(graph, after="lower")

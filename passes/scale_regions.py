@@ -42,7 +42,7 @@ def _inner(
 
 
 def _given(walk: Walk, operands: Sequence[Operand]) -> tuple[list[Scaled], list[bool]]:
-    return [walk.of(o) for o in operands], [o in walk.backward for o in operands]
+    return [walk.read(o) for o in operands], [o in walk.backward for o in operands]
 
 
 def _outside(walk: Walk, x: Scaled) -> bool:

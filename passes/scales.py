@@ -26,6 +26,10 @@ from precir.passes.facts import Facts
 BAND = 2.0  # how far, in powers of two, the guessed typical magnitude may be from one
 BLIND = 2  # products after which a sum of gradients is measured
 _SCALAR = Type((), "float32")
+_LINEAR = frozenset({
+    "mul", "div", "neg", "broadcast_in_dim", "reshape", "convert_element_type", "copy", "select_n",
+    "scatter-add", "pad", "dot_general", "reduce_sum", "dynamic_update_slice", "psum", "pvary",
+})  # fmt: skip
 _BELOW_LIMIT = 2.7  # log2 of the usual ratio of the largest to the typical element
 
 
@@ -142,7 +146,7 @@ class Walk:
             return self.unscaled(node)
         if node.regions:
             return through_regions(self, node)
-        xs = [self.balanced(self.of(o)) if o in self.loose else self.of(o) for o in node.inputs]
+        xs = [self.read(o, i) for i, o in enumerate(node.inputs)]
         return op_named(node.op).scale(node, xs, self)
 
     def settled(self, node: Node, value: Value, x: Scaled) -> Scaled:
@@ -150,16 +154,30 @@ class Walk:
         floats = is_float(value.type.dtype)
         if not floats:
             return Scaled(x.data, None)
+        if node.op == "dequantize":
+            self.loose.add(value)
+            return x
         if x.scale is None and not any(is_float(o.type.dtype) for o in node.inputs):
             x = replace(x, scale=ONE)
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
-            return self.seeded(node, x)
-        x = self.seeded(node, x)
+            return x
         sum_of_gradients = node.op == "add_any" and node.phase == BACKWARD
         if self.options.measure and sum_of_gradients and x.blind >= BLIND:
             return self.measured(x)
         x = self.bounded(value, x)
         return self.balanced(x) if self.options.balance else x
+
+    def read(self, operand: Operand, index: int = 0) -> Scaled:
+        """An operand of the model; parameters are brought to a good magnitude where they are read,
+        and stay as they came for the update.
+        """
+        if isinstance(operand, Literal) and self.begins(operand, index):
+            begun = Scale(0, ((0, -1),))
+            plain = operand.type.dtype == "float32"
+            data = self.scalar(0) if plain else self.under(Scaled(operand, ONE), begun)
+            return Scaled(data, begun)
+        x = self.of(operand)
+        return self.balanced(x) if self.options.balance and operand in self.loose else x
 
     def balanced(self, x: Scaled) -> Scaled:
         """Data brought back to a typical magnitude near one."""
@@ -180,14 +198,17 @@ class Walk:
         bound = math.log2(largest) - x.scale.exponent
         return replace(x, size=min(x.size, bound))
 
-    def seeded(self, node: Node, x: Scaled) -> Scaled:
-        """Where a gradient begins, it is multiplied by the loss scale."""
-        if self.options.loss is None or node.phase != BACKWARD or node.regions or x.scale is None:
-            return x
-        if any(o in self.backward for o in node.inputs if isinstance(o, Value)):
-            return x
-        begun = x.scale * Scale(0, ((0, -1),))
-        return Scaled(self.under(x, begun), begun, x.size, x.blind)
+    def begins(self, literal: Literal, index: int) -> bool:
+        """Whether a gradient begins here: with one, which is multiplied by the loss scale."""
+        node = self._at
+        if self.options.loss is None or node is None or node.phase != BACKWARD:
+            return False
+        if literal.value != 1.0 or not is_float(literal.type.dtype):
+            return False
+        if (node.op == "div" and index) or literal in node.inputs[:index]:
+            return False
+        linear = bool(node.regions) or node.op in _LINEAR
+        return linear and not any(o in self.backward for o in node.inputs)
 
     def entering(self, node: Node) -> Scaled:
         """An argument that comes with its scale."""
@@ -196,7 +217,7 @@ class Walk:
         data = self.add(
             node.like(op="data_of", types=[replace(source.type, scale=None)], params={})
         )
-        scale = self.add(node.like(op="scale_of", types=[_SCALAR], params={}))
+        scale = self.add(node.like(op="occupied_scale", types=[_SCALAR], params={}))
         wide = self.add(
             node.like(op="cast", inputs=[data], types=[kind], params={"dtype": kind.dtype})
         )
@@ -267,7 +288,8 @@ class Walk:
         if x.scale is None or x.scale == ONE:
             return x.data
         value = self._multiplied("unscale", self._plain, x, x.scale)
-        if x.scale.powers and x.scale.powers[0][0] == 0 and value not in self.numbers.left:
+        under_loss = x.scale.powers and x.scale.powers[0][0] == 0
+        if under_loss and self.parent is None and value not in self.numbers.left:
             self.numbers.left.append(value)
         return value
 

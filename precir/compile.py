@@ -95,8 +95,8 @@ class Compiled:
         """The `Program` for arguments like these: its graphs after each pass, its formats, its
         emitted module. Arguments may be arrays or `jax.ShapeDtypeStruct`s.
         """
-        args, kwargs, layout = self._plain(args, kwargs)
-        return self._program(self._inner.trace(*args, **kwargs), layout)
+        plain, named, layout = self._plain(args, kwargs)
+        return self._program(self._inner.trace(*plain, **named), layout)
 
     def _program(self, traced: Any, layout: Layout) -> Program:
         jaxpr = traced.jaxpr
@@ -222,7 +222,7 @@ class Compiled:
 
             dynamic, named = [(dynamic, named), *captured], {}
         with _naming_user_lines(program):
-            if program.state:
+            if layout != PLAIN:
                 return without_derivative(program, call, dynamic, named)
             return differentiable(fn, program, call, dynamic, named)
 

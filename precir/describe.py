@@ -23,7 +23,27 @@ def module_doc(program: Program) -> str:
         place = f"{os.path.basename(code.co_filename)}:{code.co_firstlineno}"
         about = f"From {place}. {products_line(program)}".rstrip()
         lines += ["", *textwrap.wrap(about, 98)]
+    for line in state_lines(program):
+        lines += ["", *textwrap.wrap(line, 98)]
     return "\n".join(lines) + ("\n" if len(lines) > 1 else "")
+
+
+def state_lines(program: Program) -> list[str]:
+    """What travels from step to step beside the user's own, and in which form."""
+    state, lines = program.state, []
+    if state.extras and state.at is not None:
+        held = "; ".join(
+            f"{e.name}, {e.initial.dtype.name}{list(e.initial.shape)}, {e.about}".rstrip(", ")
+            + f" (all {e.initial.flat[0]:g} before the first step)"
+            for e in state.extras
+        )
+        name = program.signature.parameters[state.at].name
+        lines.append(f"State: {name} is a Packed(tree, state), whose state holds {held}.")
+    if state.stored:
+        kinds = Counter(t.dtype for t in state.stored.inputs.values())
+        shown = ", ".join(f"{n} in {k}" for k, n in kinds.items())
+        lines.append(f"Stored as ScaledArrays, data times one scale: {shown}.")
+    return lines
 
 
 def products_line(program: Program) -> str:

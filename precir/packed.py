@@ -1,4 +1,4 @@
-"""State that travels with the user's own: precir's arrays beside the first argument that comes back."""
+"""State that travels with the user's own: precir's arrays beside an argument that comes back."""
 
 from __future__ import annotations
 
@@ -44,18 +44,21 @@ def unpacked(value: Any) -> Any:
     return jax.tree.map(lambda x: x.unscale() if is_scaled(x) else x, value, is_leaf=is_scaled)
 
 
+Scaled = tuple[int, str, tuple[int, ...], tuple[int, ...]]
+
+
 @dataclass(frozen=True)
 class Layout:
     """How arguments stand for plain ones. Hashable, since programs are kept by it.
 
     Attributes:
       scaled: for each leaf of the plain arguments that is a `ScaledArray`, by its number, the
-        dtype of the data and the shape of the scale.
+        dtype of the data, the shape of the scale and its block.
       packed: which argument is a `Packed` (positional ones first, then keywords by name).
       state: names, shapes and dtypes of its state.
     """
 
-    scaled: tuple[tuple[int, str, tuple[int, ...]], ...] = ()
+    scaled: tuple[Scaled, ...] = ()
     packed: int | None = None
     state: tuple[tuple[str, tuple[int, ...], str], ...] = ()
 
@@ -68,8 +71,9 @@ def stripped(arguments: list[Any]) -> tuple[list[Any], Layout]:
 
     Raises `StateError` if two of them are `Packed`.
     """
+    abstract: Any = jax.ShapeDtypeStruct
     plain: list[Any] = []
-    scaled: list[tuple[int, str, tuple[int, ...]]] = []
+    scaled: list[Scaled] = []
     packed: int | None = None
     state: tuple[tuple[str, tuple[int, ...], str], ...] = ()
     at = 0
@@ -87,8 +91,8 @@ def stripped(arguments: list[Any]) -> tuple[list[Any], Layout]:
         found = [i for i, x in enumerate(leaves) if is_scaled(x)]
         for i in found:
             x = leaves[i]
-            scaled.append((at + i, x.data.dtype.name, tuple(x.scale.shape)))
-            leaves[i] = jax.ShapeDtypeStruct(x.data.shape, "float32")
+            scaled.append((at + i, x.data.dtype.name, tuple(x.scale.shape), tuple(x.block)))
+            leaves[i] = abstract(x.data.shape, "float32")
         plain.append(jax.tree.unflatten(tree, leaves) if found else argument)
         at += len(leaves)
     if packed is None and not scaled:

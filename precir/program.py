@@ -115,7 +115,8 @@ def make_program(
     graph, captured = lower_jaxpr(closed, name=name, labels=signature.labels())
     found = StateFinder(graph, signature, recipe, layout)
     stored = found.stored()
-    state, stages = run_passes(graph, recipe, given, observed, stored)
+    carried = found.pairs() if recipe.loss_scaling else ()
+    state, stages = run_passes(graph, recipe, given, observed, stored, carried)
     return Program(
         signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit,
         closed.effects, tuple(given), found.state(stored, state.extras),

@@ -134,6 +134,9 @@ _FP8 = Recipe(
 )  # fmt: skip
 
 
+_SCALED = Recipe("scaled-16", MIXED, "float16", scaling="propagated", state="float16")
+
+
 def _finer(name: str, activations: str, weights: str) -> Recipe:
     return replace(
         _FP8, name=name, gradient="float8_e4m3fn",
@@ -148,6 +151,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe("bf16-mixed", MIXED, "bfloat16"),
         Recipe("bf16-true", TRUE, "bfloat16", "bfloat16"),
         Recipe("16-true", TRUE, "float16", "float16"),
+        Recipe("16-mixed", MIXED, "float16", loss_scaling=True),
         Recipe("64-true", TRUE, "float64", "float64"),
         _FP8,
         replace(_FP8, name="fp8-delayed", scaling="delayed"),
@@ -157,13 +161,27 @@ RECIPES: dict[str, Recipe] = {
         _finer("fp8-row", "row", "row"),
         _finer("fp8-block", "1x128", "128x128"),
         _finer("mxfp8", "mx", "mx"),
+        Recipe("scaled-32", scaling="propagated"),
+        _SCALED,
+        replace(_SCALED, name="scaled-bf16", compute="bfloat16", state="bfloat16"),
+        replace(
+            _SCALED,
+            name="scaled-fp8",
+            forward="float8_e4m3fn",
+            gradient="float8_e5m2",
+            last_product="float16",
+        ),
     )
 }
 # Lightning Fabric's spellings of what is here, and of what is not yet.
-_ALIASES = {"32-true": "float32", "32": "float32", "bf16": "bf16-mixed", "64": "64-true"}
+_ALIASES = {
+    "32-true": "float32",
+    "32": "float32",
+    "bf16": "bf16-mixed",
+    "16": "16-mixed",
+    "64": "64-true",
+}
 _NOT_YET = {
-    "16-mixed": "float16 needs loss scaling: use bf16-mixed or fp8",
-    "16": "float16 needs loss scaling: use bf16-mixed or fp8",
     "transformer-engine": "use fp8, which needs no module swap",
     "transformer-engine-float16": "use fp8, which needs no module swap",
 }

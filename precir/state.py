@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,13 +37,15 @@ def find_state(graph: Graph, signature: Signature) -> list[Carried]:
     """Every argument that comes back, in the order of the arguments.
 
     It comes back as a part of the result with its structure, shapes and dtypes that depends on it;
-    where several do, as the one with the most results of the update, then the first. Larger
+    where several do, as the one with the most results that a gradient updated, then the first.
+    Updated is what depends on a gradient and, not only through it, on the argument. Larger
     arguments choose first, so that the moments are not taken for the parameters. An argument that
     is one bare array counts only if it is no scalar and, where the program has gradients at all,
-    comes back from the update: else it may as well be data.
+    comes back updated: else it may as well be data.
     """
     results = list(_subtrees(signature.result, 0))
-    has_gradients = any(n.phase == BACKWARD for n in graph.nodes)
+    backward = [v for n in graph.nodes if n.phase == BACKWARD for v in n.outputs]
+    from_gradients = _reached(graph, backward)
     choices = []
     at = 0
     for number, p in enumerate(signature.parameters):
@@ -52,7 +55,9 @@ def find_state(graph: Graph, signature: Signature) -> list[Carried]:
         bare = p.tree.num_nodes == 1
         if not inputs or (bare and not inputs[0].type.shape):
             continue
-        reached = _reached(graph, inputs)
+        reached, updated = _reached(graph, inputs), set[Operand]()
+        if backward:
+            updated = from_gradients & _reached(graph, inputs, updating=True)
         fits = []
         for order, (tree, back) in enumerate(results):
             outputs = graph.outputs[back : back + count]
@@ -64,10 +69,10 @@ def find_state(graph: Graph, signature: Signature) -> list[Carried]:
                 or not any(o in reached for o in outputs if isinstance(o, Value))
             ):
                 continue
-            updated = sum(_updated(o) for o in outputs)
-            if bare and has_gradients and not updated:
+            moved = sum(o in updated for o in outputs)
+            if bare and backward and not moved:
                 continue
-            fits.append((-updated, order, back))
+            fits.append((-moved, order, back))
         if fits:
             choices.append((-count, len(fits), number, first, sorted(fits)))
     taken: set[int] = set()
@@ -75,8 +80,7 @@ def find_state(graph: Graph, signature: Signature) -> list[Carried]:
     for size, _, number, first, fits in sorted(choices):
         count = -size
         free = (b for _, _, b in fits if taken.isdisjoint(range(b, b + count)))
-        back = next(free, None)
-        if back is not None:
+        for back in itertools.islice(free, 1):
             taken.update(range(back, back + count))
             found.append(Carried(number, first, back, count))
     return sorted(found, key=lambda c: c.parameter)
@@ -89,11 +93,14 @@ def _subtrees(tree: Any, start: int) -> Iterator[tuple[Any, int]]:
         start += child.num_leaves
 
 
-def _reached(graph: Graph, inputs: Sequence[Value]) -> set[Operand]:
-    """What depends on one of the inputs."""
+def _reached(graph: Graph, inputs: Sequence[Value], *, updating: bool = False) -> set[Operand]:
+    """What depends on one of the inputs; with `updating`, by way of the update alone (and loops,
+    which may hold it).
+    """
     reached: set[Operand] = set(inputs)
     for node in graph.nodes:
-        if any(o in reached for o in node.inputs):
+        passes = not updating or node.phase == UPDATE or node.regions
+        if passes and any(o in reached for o in node.inputs):
             reached.update(node.outputs)
     return reached
 
@@ -103,10 +110,6 @@ def _same_types(inputs: Sequence[Value], outputs: Sequence[Operand]) -> bool:
         (i.type.shape, i.type.dtype) == (o.type.shape, o.type.dtype)
         for i, o in zip(inputs, outputs, strict=True)
     )
-
-
-def _updated(output: Operand) -> bool:
-    return isinstance(output, Value) and output.node is not None and output.node.phase == UPDATE
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class ProgramState:
       unused: names of state given that the program has no use for.
     """
 
-    stored: Stored = Stored()
+    stored: Stored = field(default_factory=Stored)
     extras: tuple[Extra, ...] = ()
     carrier: Carried | None = None
     at: int | None = None
@@ -196,9 +199,12 @@ def stored_by_recipe(graph: Graph, carried: Sequence[Carried], recipe: Recipe) -
 
 def stored_as_given(graph: Graph, carried: Sequence[Carried], layout: Layout) -> Stored:
     """What came as a `ScaledArray`; as such it goes back, if it is state under one scale."""
-    inputs = {i: Type(graph.inputs[i].type.shape, d, scale=s) for i, d, s in layout.scaled}
+    inputs = {
+        i: Type(graph.inputs[i].type.shape, dtype, scale=scale, block=block)
+        for i, dtype, scale, block in layout.scaled
+    }
     back = {c.first + i: c.back + i for c in carried for i in range(c.count)}
-    outputs = {back[i]: d for i, d, s in layout.scaled if i in back and s == ()}
+    outputs = {back[i]: d for i, d, s, b in layout.scaled if i in back and not (s or b)}
     return Stored(inputs, outputs)
 
 
@@ -206,7 +212,7 @@ def check_given(
     layout: Layout, wanted: Stored, extras: Sequence[Extra], labels: Sequence[str], recipe: Recipe
 ) -> None:
     """Raises `StateError` unless arguments of this layout carry what the recipe needs."""
-    have = {i: dtype for i, dtype, _ in layout.scaled}
+    have = {i: dtype for i, dtype, *_ in layout.scaled}
     fix = "params, opt, batch = step.init(params, opt, batch), once, before the first step"
     missing = [i for i, kind in wanted.inputs.items() if have.get(i) != kind.dtype]
     if missing:
@@ -280,6 +286,10 @@ class StateFinder:
             return wanted
         check_given(layout, wanted, (), self.signature.labels(), recipe)
         return stored_as_given(self.graph, self.carried, layout) if layout.scaled else Stored()
+
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """The number of each input that comes back, and that of the result it comes back as."""
+        return tuple((c.first + i, c.back + i) for c in self.carried for i in range(c.count))
 
     def state(self, stored: Stored, extras: tuple[Extra, ...]) -> ProgramState:
         """What is carried, now that the passes have said what they carry."""

@@ -88,7 +88,9 @@ def differentiable(
 def without_derivative(
     program: Program, call: Call, positional: Sequence[Any], keywords: dict[str, Any]
 ) -> Any:
-    """`call(positional, keywords)` of a step that carries state: it has no derivative."""
+    """`call(positional, keywords)` of arguments with `ScaledArray`s or precir's state in them: it
+    has no derivative.
+    """
     if not _may_have_rules(program):
         return call(positional, keywords)
 
@@ -98,9 +100,10 @@ def without_derivative(
 
     def refuse(primals: Any, tangents: Any) -> Any:
         raise DerivativeError(
-            f"{program.signature.name} carries state from step to step, so it has no derivative",
+            f"{program.signature.name} was given ScaledArrays, or what carries state from step to "
+            "step, and there is no derivative with respect to those",
             fix="compile the train step, which takes the gradient itself; to differentiate a "
-            'model function, compile that under a recipe without state, as "fp8"',
+            "model function, give it the user's own arrays: step.unpack(params)",
         )
 
     step.defjvp(refuse)

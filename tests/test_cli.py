@@ -300,12 +300,12 @@ def test_inspect_shows_the_report_and_the_passes(
         assert f"\n{stage} " in out
 
 
-@pytest.mark.parametrize("name", ["casts", "04_casts", "04_casts.ir"])
+@pytest.mark.parametrize("name", ["casts", "05_casts", "05_casts.ir"])
 def test_inspect_prints_the_text_of_a_pass(
     name: str, dumps: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(dumps / "fp8"), "--pass", name]) == 0
-    assert capsys.readouterr().out == (dumps / "fp8" / "04_casts.ir").read_text()
+    assert capsys.readouterr().out == (dumps / "fp8" / "05_casts.ir").read_text()
 
 
 def test_inspect_filters_by_op_and_scope(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -368,7 +368,7 @@ def test_the_same_is_status_0(
 @pytest.mark.parametrize(
     ("a", "b"),
     [("float32", "fp8"), ("fp8:assign", "fp8:casts"),
-     ("float32/04_casts.ir", "fp8/04_casts.ir"), ("float32:casts", "fp8/04_casts.ir")],
+     ("float32/05_casts.ir", "fp8/05_casts.ir"), ("float32:casts", "fp8/05_casts.ir")],
 )  # fmt: skip
 def test_a_difference_is_status_1_and_shown(
     a: str, b: str, dumps: Path, capsys: pytest.CaptureFixture[str]
@@ -385,9 +385,9 @@ def test_a_difference_is_status_1_and_shown(
 
 
 def test_places_count_only_when_asked_for(dumps: Path, tmp_path: Path) -> None:
-    text = (dumps / "fp8" / "04_casts.ir").read_text()
+    text = (dumps / "fp8" / "05_casts.ir").read_text()
     (tmp_path / "moved.ir").write_text(text.replace("@train.py:11:", "@train.py:99:"))
-    paths = [str(dumps / "fp8" / "04_casts.ir"), str(tmp_path / "moved.ir")]
+    paths = [str(dumps / "fp8" / "05_casts.ir"), str(tmp_path / "moved.ir")]
     assert main(["diff", *paths]) == 0
     assert main(["diff", *paths, "--places"]) == 1
 

@@ -203,7 +203,7 @@ class FunctionWriter(LoopWriter):
                 word = re.findall(r"[A-Za-z_]\w*", text)
                 wish = word[-1] if text.isidentifier() else "_".join(word[-2:]) if word else "q"
                 return self.names.fresh(f"{wish}_q")
-        if node.op == "dequantize":
+        if node.op == "dequantize" and isinstance(node.inputs[0], Value):
             word = re.findall(r"[A-Za-z_]\w*", self.env.get(node.inputs[0], ("", 0))[0])
             return self.names.fresh(word[-1] if word else "wide")
         part = module_part(node.scope)

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from precir.emit.function import FunctionWriter, Line
-from precir.emit.layout import definition, wrap
+from precir.emit.layout import WIDTH, definition, wrap
 from precir.emit.loops import Argument, port_name
 from precir.emit.names import Names, identifier, module_part
 from precir.emit.plan import Item, plan
@@ -294,7 +294,7 @@ class ModuleWriter:
         if shown:
             lines.append(f"from jax import {', '.join(shown)}")
         lines += [_from(m, froms[m]) for m in sorted(froms)]
-        return lines
+        return "\n".join(lines).split("\n")
 
     def _constant_lines(self, arrays: dict[str, Any]) -> list[str]:
         """Load the arrays kept beside the module, exactly as they were."""
@@ -342,7 +342,10 @@ def _widened(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
 
 def _from(module: str, names: Mapping[str, str]) -> str:
     shown = [n if n == alias else f"{n} as {alias}" for n, alias in sorted(names.items())]
-    return f"from {module} import {', '.join(shown)}"
+    line = f"from {module} import {', '.join(shown)}"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"from {module} import (", *(f"    {n}," for n in shown), ")"])
 
 
 def _chunk_name(loop: Any, chunk: Sequence[int]) -> str:

@@ -153,6 +153,24 @@ def _rms_scale(node: Node, w: Writer) -> Template:
     return Template((f"{w.use('precir.kernels', 'rms_scale')}(", Hole(0, array=True), ")"))
 
 
+def _occupied_scale(node: Node, w: Writer) -> Template:
+    del node
+    return Template((f"{w.use('precir.kernels', 'occupied_scale')}(", Hole(0), ")"))
+
+
+def _all_finite(node: Node, w: Writer) -> Template:
+    pieces: list[str | Hole] = [f"{w.use('precir.kernels', 'all_finite')}("]
+    for i in range(len(node.inputs)):
+        pieces += [", "] * (i > 0) + [Hole(i, array=True)]
+    return Template((*pieces, ")"))
+
+
+def _next_loss_scale(node: Node, w: Writer) -> Template:
+    del node
+    update = w.use("precir.kernels", "next_loss_scale")
+    return Template((f"{update}(", Hole(0), ", ", Hole(1), ", ", Hole(2), ")"))
+
+
 def _attribute(name: str) -> Write:
     def write(node: Node, w: Writer) -> Template:
         del node, w
@@ -179,8 +197,10 @@ OPS: tuple[Op, ...] = (
     Op("scale_max", OWN, _a_scale, laws.unscaled, _scale_max),
     Op("scale_root", OWN, _a_scale, laws.unscaled, _scale_root),
     Op("rms_scale", OWN, _a_scale, laws.unscaled, _rms_scale),
+    Op("all_finite", OWN, functions.anything, laws.unscaled, _all_finite),
+    Op("next_loss_scale", OWN, functions.anything, laws.unscaled, _next_loss_scale),
     Op("data_of", OWN, functions.anything, laws.unscaled, _attribute("data")),
-    Op("scale_of", OWN, _a_scale, laws.unscaled, _attribute("scale")),
+    Op("occupied_scale", OWN, _a_scale, laws.unscaled, _occupied_scale),
     Op("merge_stats", OWN, functions.anything, laws.unscaled, _merge_stats),
     Op("dequantize", OWN, folds.dequantize, laws.unscaled, _dequantize),
     Op("element", OWN, functions.anything, laws.unscaled, _element),

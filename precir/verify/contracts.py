@@ -313,6 +313,17 @@ def _scale_product(node: Node) -> Wrong:
     yield from _agree_types("scales", [o.type for o in node.inputs], scalars)
 
 
+def _all_finite(node: Node) -> Wrong:
+    yield from _agree_types("results", [v.type for v in node.outputs], [Type((), "bool")])
+
+
+def _next_loss_scale(node: Node) -> Wrong:
+    kinds = [Type((), "float32"), Type((), "int32")]
+    operands = [o.type for o in node.inputs]
+    yield from _agree_types("operands", operands, [*kinds, Type((), "bool")])
+    yield from _agree_types("results", [v.type for v in node.outputs], kinds)
+
+
 CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scan": _scan,
     "while": _while,
@@ -334,7 +345,9 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scale_max": _scale,
     "scale_root": _scale,
     "rms_scale": _scale,
-    "scale_of": _scale,
+    "all_finite": _all_finite,
+    "next_loss_scale": _next_loss_scale,
+    "occupied_scale": _scale,
     "element": _element,
     "finite_amax": _amax,
     "delayed_scale": _delayed_scale,
