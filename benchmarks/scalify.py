@@ -38,8 +38,6 @@ import rich
 from rich.progress import track
 from rich.table import Table
 
-import precir
-
 ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).with_name("scalify_worker.py")
 PEER = ("jax==0.4.31", "jaxlib==0.4.31", "numpy<2", "jax-scalify==0.1.1")
@@ -85,26 +83,31 @@ class System:
         return "plain, peer" if self.peer else "plain"
 
 
-STATIC = {"first call": 1.5, "step": 1.05, "nested": 1.5}
-DYNAMIC = {"first call": 2.2, "step": 1.05, "nested": 3.0}
-PROPAGATED = {"scaling": "propagated"}
-STORED = {"state": "float16"}
+LIMITS = {
+    "static": {"first call": 1.5, "step": 1.05, "nested": 1.5},
+    "dynamic": {"first call": 2.2, "step": 1.05, "nested": 3.0},
+}
+
+
+def of_precir(dtype: str, recipe: str, state: str) -> System:
+    """precir under a recipe; with dynamic scales its state is stored in float16."""
+    stored = "float16" if state == "dynamic" else None
+    return System(
+        f"precir {recipe}, {state}", "precir", (dtype,), recipe, {"state": stored}, state,
+        LIMITS[state],
+    )  # fmt: skip
+
+
 SYSTEMS = (
     System("plain", "plain"),
     System("plain, peer", "plain", peer=True),
     System("jax-scalify", "scalify", peer=True),
-    System("precir float32", "precir", ("float32",), most=STATIC),
-    System("precir propagated, static", "precir", ("float32",), changes=PROPAGATED, most=STATIC),
-    System(
-        "precir propagated, dynamic", "precir", ("float32",), changes=PROPAGATED | STORED,
-        state="dynamic", most=DYNAMIC,
-    ),
-    System("precir scaled-16, static", "precir", ("float16",), "scaled-16", most=STATIC),
-    System(
-        "precir scaled-16, dynamic", "precir", ("float16",), "scaled-16", STORED,
-        state="dynamic", most=DYNAMIC,
-    ),
-)  # fmt: skip
+    System("precir float32", "precir", ("float32",), most=LIMITS["static"]),
+    of_precir("float32", "scaled-32", "static"),
+    of_precir("float32", "scaled-32", "dynamic"),
+    of_precir("float16", "scaled-16", "static"),
+    of_precir("float16", "scaled-16", "dynamic"),
+)
 
 # --- measuring ------------------------------------------------------------------------------------
 
@@ -121,21 +124,13 @@ def in_process(python: str, task: str, case: Case, system: System, rounds: int) 
     return result
 
 
-def is_built(system: System) -> bool:
-    """Whether precir has the system's recipe; says so if not."""
-    built = "scaled-16" in precir.RECIPES or not (system.changes or system.recipe == "scaled-16")
-    if not built:
-        rich.print(f"{system.name}: not built yet, left out")
-    return built
-
-
 def measure(pythons: dict[bool, str], rounds: int) -> dict[tuple[Case, str], dict[str, Any]]:
     """The medians of each system on each case; `pythons` is of precir (False) and of the peer."""
     pairs = [
         (case, system)
         for case in CASES
         for system in SYSTEMS
-        if case.dtype in system.dtypes and system.peer in pythons and is_built(system)
+        if case.dtype in system.dtypes and system.peer in pythons
     ]
     turns = [pair for r in range(rounds) for pair in (pairs, pairs[::-1])[r % 2]]
     calls: dict[tuple[Case, str], list[dict[str, Any]]] = {}
@@ -162,10 +157,12 @@ HEADINGS = (
 MEASURES = ("first call", "step", "nested", "flat", "lines")
 
 
-def make_rows(results: dict[tuple[Case, str], dict[str, Any]]) -> list[list[str]]:
+def make_rows(
+    results: dict[tuple[Case, str], dict[str, Any]], cases: tuple[Case, ...] = CASES
+) -> list[list[str]]:
     """A row for every system that is not plain, on each case."""
     rows = []
-    for case in CASES:
+    for case in cases:
         for system in SYSTEMS:
             found, base = (results.get((case, name)) for name in (system.name, system.baseline))
             if system.system == "plain" or found is None or base is None:

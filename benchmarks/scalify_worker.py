@@ -15,7 +15,7 @@ from functools import partial
 from itertools import pairwise
 from operator import methodcaller
 
-if hasattr(os, "sched_setaffinity"):
+if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # before XLA counts the cores
 
 import jax

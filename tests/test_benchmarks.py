@@ -73,6 +73,22 @@ def test_a_first_call_is_measured_phase_by_phase() -> None:
     assert len(row) == len(compile_time.HEADINGS)
 
 
+@pytest.mark.slow
+def test_the_cost_of_scales_is_measured_beside_plain_jit() -> None:
+    scalify = benchmark("scalify")
+    case = scalify.Case("tiny", "float16", (8, 4, 4), 2, 2)
+    plain, scaled = scalify.SYSTEMS[0], scalify.of_precir("float16", "scaled-16", "dynamic")
+    results = {}
+    for system in (plain, scaled):
+        found = scalify.in_process(sys.executable, "first call", case, system, 1)
+        turns = scalify.in_process(sys.executable, "steps", case, system, 2)
+        assert len(turns["plain"]) == len(turns["system"]) == 2
+        results[case, system.name] = found | {"plain": 1.0, "step": 1.0}
+    assert results[case, scaled.name]["nested"] > results[case, plain.name]["nested"]
+    [row] = scalify.make_rows(results, (case,))
+    assert len(row) == len(scalify.HEADINGS)
+
+
 def test_every_loss_optimizer_and_schedule_of_optax_has_an_entry() -> None:
     pytest.importorskip("optax")
     kinds = {program.part for program in benchmark("optax_check").programs()}
