@@ -24,8 +24,9 @@ rescales      How many rescales by a measured factor a compiled step of scaled-f
               layer; Scalify (arXiv 2407.17353) has 2 a layer.
 
 magnitudes    How many of the 16-bit data tensors of a scaled-16 step (64 elements or more) have a
-              root mean square within 2^-2 to 2^2, at the start of a run and at its end. Scalify has
-              0.89; the picture shows every tensor, beside the same step without scales.
+              root mean square within 2^-2 to 2^2, at the start of a run and at its end, with state
+              in float32. Scalify has 0.89 of an MLP with its gradients rescaled. The picture shows
+              every tensor, beside those of the same step without scales.
 
 The results go to benchmarks/results/scales.md, section by section: a part that was not run keeps
 the section it has.
@@ -52,6 +53,8 @@ from rich.table import Table
 from scales_tasks import TASKS, Task
 
 import precir
+from precir.observe import instrument
+from precir.passes.observe import named_values
 
 ROOT = Path(__file__).parent.parent
 
@@ -266,32 +269,50 @@ class Point:
         return abs(self.log2_rms) <= GOOD
 
 
-def observe_points(task: Task, recipe: Any, done: int) -> list[Point]:
-    """The 16-bit tensors of a step, in program order, over some batches after `done` steps.
+def kept(value: Any, recipe: str) -> bool:
+    """Whether a value is one of the tensors: of 16 bits under scales, without them of any format.
 
-    Under "float32", all tensors. A tensor of zeros has no magnitude and is left out.
+    Another copy of the numbers of a 16-bit value is not one.
     """
-    step = precir.compile(task.make_step(False), recipe=recipe)
-    batches = task.batches(0, done + SEEN)
-    state, _ = step.init(task.start(False, 0), batches[0])
-    for batch in batches[:done]:
-        state, _ = step(state, batch)
+    large = math.prod(value.type.shape) >= ELEMENTS
+    copies = value.node is not None and value.node.op in ("cast", "stop_gradient")
+    if copies and value.node.inputs[0].type.dtype == value.type.dtype:
+        return False
+    return large and (recipe == "float32" or value.type.dtype == "float16")
 
-    def threaded(state: Any) -> Iterator[Any]:
-        for batch in batches[done:]:
-            state, _ = yield state, batch
 
-    points = []
-    for tensor in precir.observe(
-        step, threaded(state), detail="moments", exact=False
-    ).tensors.values():
-        dtype, rms = tensor.stats.format.dtype, tensor.stats.rms
-        kept = str(recipe) == "float32" or dtype == np.float16
-        if kept and math.prod(tensor.shape) >= ELEMENTS and 0 < rms < math.inf:
-            phase = "argument" if tensor.op == "argument" else tensor.phase or "forward"
-            layer = layer_of(tensor.scope) if tensor.scope else phase
-            points.append(Point(layer, phase, math.log2(rms)))
-    return points
+def observe_points(task: Task, recipe: str, times: tuple[int, ...]) -> dict[int, list[Point]]:
+    """The tensors of a step in program order, over some batches after each number of steps.
+
+    State is in float32 between steps: what is stored in float16 fills it up to its largest element
+    and says nothing about propagation. A tensor of zeros has no magnitude and is left out.
+    """
+    step = precir.compile(task.make_step(False), recipe=make_recipe((recipe, {"state": None})))
+    batches, state = task.batches(0, max(times) + SEEN), task.start(False, 0)
+    program = step.program(state, batches[0])
+    chosen = {v for v in named_values(program.graph, "moments").values() if kept(v, recipe)}
+    tool = instrument(program, lambda value, _: value in chosen)
+    watched, squares, found = jax.jit(tool.call), np.zeros(len(tool.exposed)), {}
+    for done, batch in enumerate(batches):
+        if not any(time <= done < time + SEEN for time in times):
+            state, _ = step(state, batch)
+            continue
+        (state, _), results = watched(state, batch)
+        for i, exposed in enumerate(tool.exposed):
+            squares[i] += np.mean(np.asarray(results[exposed.output], np.float64) ** 2) / SEEN
+        if done + 1 - SEEN in times:
+            pairs = zip(tool.exposed, squares, strict=True)
+            points = [point_of(e.value, square) for e, square in pairs if 0 < square < math.inf]
+            found[done + 1 - SEEN], squares = points, np.zeros_like(squares)
+    return found
+
+
+def point_of(value: Any, square: float) -> Point:
+    """The point of a value with this mean square."""
+    node = value.node
+    phase = "argument" if node is None else node.phase or "forward"
+    layer = layer_of(node.scope) if node is not None and node.scope else phase
+    return Point(layer, phase, math.log2(square) / 2)
 
 
 def magnitude_rows(found: dict[tuple[str, str, int], list[Point]]) -> list[list[str]]:
@@ -366,8 +387,8 @@ def observe_all(tasks: list[str]) -> dict[tuple[str, str, int], list[Point]]:
     for name in tasks:
         task = TASKS[name]
         for recipe in ("float32", "scaled-16"):
-            for done in (0, task.steps - SEEN):
-                found[name, recipe, done] = observe_points(task, recipe, done)
+            by_time = observe_points(task, recipe, (0, task.steps - SEEN))
+            found.update({(name, recipe, done): points for done, points in by_time.items()})
     return found
 
 

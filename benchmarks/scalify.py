@@ -90,7 +90,7 @@ LIMITS = {
 
 
 def of_precir(dtype: str, recipe: str, state: str) -> System:
-    """precir under a recipe; with dynamic scales its state is stored in float16."""
+    """A recipe of precir; with dynamic scales its state is stored in float16."""
     stored = "float16" if state == "dynamic" else None
     return System(
         f"precir {recipe}, {state}", "precir", (dtype,), recipe, {"state": stored}, state,
