@@ -74,6 +74,11 @@ class Recipe:
         _among("scaling", self.scaling, _SCALINGS)
         for field in ("activation_scales", "weight_scales", "gradient_scales"):
             _among(field, getattr(self, field), _REACHES)
+            if self.scaling == "delayed" and getattr(self, field) != "tensor":
+                raise RecipeError(
+                    f"delayed scaling has one scale for a tensor, and {field} asks for more",
+                    fix='scaling="current"',
+                )
         if self.history < 1:
             raise RecipeError(f"history is a number of steps, not {self.history}")
         if self.state is not None:
