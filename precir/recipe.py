@@ -74,11 +74,13 @@ class Recipe:
         _among("scaling", self.scaling, _SCALINGS)
         for field in ("activation_scales", "weight_scales", "gradient_scales"):
             _among(field, getattr(self, field), _REACHES)
-            if self.scaling == "delayed" and getattr(self, field) != "tensor":
-                raise RecipeError(
-                    f"delayed scaling has one scale for a tensor, and {field} asks for more",
-                    fix='scaling="current"',
-                )
+        reaches = {self.activation_scales, self.weight_scales, self.gradient_scales}
+        if self.scaling != "current" and reaches != {"tensor"}:
+            raise RecipeError(
+                f"{self.scaling} scaling has one scale for each tensor, not for each "
+                f"{', '.join(sorted(reaches - {'tensor'}))}",
+                fix='scales for parts of a tensor are current: scaling="current"',
+            )
         if self.history < 1:
             raise RecipeError(f"history is a number of steps, not {self.history}")
         if self.state is not None:
