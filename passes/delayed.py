@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from precir.ir import Graph, Node, Operand, Rewrite, Type, Value, map_regions
 from precir.passes.expose import Probe, expose
-from precir.passes.feeding import feed, within
+from precir.passes.feeding import feed, reachable, within
 
 HISTORY = "amax_history"
 _SCALAR = Type((), "float32")
@@ -24,9 +24,10 @@ def delay_scales(graph: Graph, steps: int) -> tuple[Graph, int]:
     Points whose amax cannot be taken out (in the condition of a loop, or a loop of a batch) are
     scaled by their own tensors instead.
     """
+    graph = _without_closed(graph)
     count = sum(map(_is_delayed, within(graph)))
     if not count:
-        return _current(map_regions(graph, _current)), 0
+        return graph, 0
     history = Value(Type((count, steps), "float32"), hint=HISTORY)
     largest = Node("recent_amax", [history], [Type((count,), "float32")])
     seen = largest.outputs[0]
@@ -34,8 +35,7 @@ def delay_scales(graph: Graph, steps: int) -> tuple[Graph, int]:
     points = _Points()
     fed = feed(graph, seen, _is_delayed, points.scale)
     fed = fed.with_(inputs=(*fed.inputs, history), nodes=(largest, *fed.nodes))
-    new = _recorded(_current(map_regions(fed, _current)), points.amaxes, history)
-    return new, count
+    return _recorded(fed, points.amaxes, history), count
 
 
 def _is_delayed(node: Node) -> bool:
@@ -76,8 +76,24 @@ class _Points:
         return rewrite.finish()
 
 
+def _without_closed(graph: Graph) -> Graph:
+    """The graph, its points that cannot be reached scaled by their own tensors."""
+    rewrite = Rewrite(graph)
+    for node in graph:
+        open_ = reachable(node)
+        regions = tuple(
+            _without_closed(r) if i in open_ else _current(map_regions(r, _current))
+            for i, r in enumerate(node.regions)
+        )
+        if all(a is b for a, b in zip(regions, node.regions, strict=True)):
+            rewrite.copy(node)
+        else:
+            inputs = [rewrite(o) for o in node.inputs]
+            rewrite.replace(node, node.like(inputs=inputs, regions=regions))
+    return rewrite.finish()
+
+
 def _current(graph: Graph) -> Graph:
-    """The points left over, scaled by their own tensors."""
     rewrite = Rewrite(graph)
     for node in graph:
         if _is_delayed(node):

@@ -60,7 +60,7 @@ def observe(
         out: without `exact` a generator gets that, which saves the second run.
 
     Raises:
-      ObserveError (a ValueError): no batches, or an unknown detail.
+      ObserveError (a ValueError): no batches, an unknown detail, or a recipe that carries state.
     """
     from precir.compile import Compiled, compile
 
@@ -72,6 +72,11 @@ def observe(
     for args, answer in _threaded(batches):
         count += 1
         program = compiled.program(*args)
+        if program.state or program.state.at is not None:
+            raise ObserveError(
+                f"recipe {compiled.recipe.name} carries state between steps, which is not observed",
+                fix='observe the same function under recipe "float32": precir.observe(fn, batches)',
+            )
         runner = runners.get(id(program))
         if runner is None:
             runner = runners[id(program)] = Runner(program, detail, per_iteration=per_iteration)

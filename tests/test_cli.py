@@ -327,7 +327,7 @@ def test_inspect_filters_by_op_and_scope(dumps: Path, capsys: pytest.CaptureFixt
     ("args", "said"),
     [
         (["nowhere"], "there is no such folder"),
-        (["fp8", "--pass", "fuse"], "one of lower, simplify, facts, assign, casts"),
+        (["fp8", "--pass", "fuse"], "one of lower, simplify, storage, facts, assign, casts"),
         (["fp8", "--scope", "nett/*"], "scopes: net"),
         (["fp8", "--scope", "net/h_1", "--op", "sin"], "operations there:"),
     ],

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec
 import precir
 from precir import Packed, ScaledArray, StateError
 from precir.kernels import quantize
+from precir.observe import ObserveError
 from precir.recipe import Recipe
 from tests.programs import assert_bit_identical
 
@@ -57,6 +58,15 @@ def deep_loss(p: Any, batch: Any) -> jax.Array:
     return jnp.mean((h @ p["out"] - y) ** 2)
 
 
+def scan_loss(p: Any, batch: Any) -> jax.Array:
+    """Without remat: the forward loop hands quantised operands to the backward loop."""
+    x, y = batch
+    h, _ = jax.lax.scan(
+        lambda h, w: (jnp.tanh(h @ w["w"] + w["b"]), None), x @ p["in"], p["layers"]
+    )
+    return jnp.mean((h @ p["out"] - y) ** 2)
+
+
 def make_step(loss_fn: Any, accumulate: bool = False) -> Any:
     def step(params: Any, opt: Any, batch: Any) -> Any:
         if accumulate:
@@ -83,6 +93,7 @@ def batch_of(seed: int, *leading: int) -> tuple[np.ndarray, np.ndarray]:
 
 MLP = (make_step(mlp_loss), mlp_params, ())
 DEEP = (make_step(deep_loss, accumulate=True), deep_params, (MICRO,))
+SCAN = (make_step(scan_loss), deep_params, ())
 MODELS = pytest.mark.parametrize("model", [MLP, DEEP], ids=["mlp", "deep"])
 RECIPES = pytest.mark.parametrize(
     "recipe", ["fp8-delayed", KEPT, BOTH], ids=lambda r: str(getattr(r, "name", r))
@@ -333,6 +344,17 @@ def test_history_of_another_program() -> None:
         other(params, opt, batch)
 
 
+def test_one_scale_for_a_tensor() -> None:
+    with pytest.raises(precir.errors.RecipeError, match="one scale"):
+        precir.recipe("fp8-delayed").replace(weight_scales="row")
+
+
+def test_not_observed() -> None:
+    step, p, o, _ = start(MLP, "fp8-delayed")
+    with pytest.raises(ObserveError, match="carries state"):
+        step.observe([(p, o, batch_of(0))])
+
+
 def test_no_derivative_of_a_step() -> None:
     step, p, o, _ = start(MLP, "fp8-delayed")
     params, opt, batch = step.init(p, o, batch_of(0))
@@ -343,11 +365,9 @@ def test_no_derivative_of_a_step() -> None:
 # -- delayed scaling -------------------------------------------------------------------------------
 
 
-@MODELS
+@pytest.mark.parametrize("model", [MLP, DEEP, SCAN], ids=["mlp", "deep", "scan"])
 def test_first_step_is_current_scaling(model: Any) -> None:
-    """An empty history falls back to the tensor itself. In one matrix of micro-batches too, whose
-    first the others do not wait for.
-    """
+    """An empty history falls back to the tensor itself."""
     step, p, o, leading = start(model, "fp8-delayed")
     batch = batch_of(0, *leading)
     params, opt, _ = step.init(p, o, batch)
@@ -456,6 +476,24 @@ def test_inside(where: str) -> None:
     state, _ = compiled(state, x / 2, False)
     history = np.asarray(state.state["amax_history"])
     assert {"cond": 0, "while": 6, "shard_map": 1.5}[where] in np.round(history[:, 0], 5)
+
+
+def test_out_of_reach() -> None:
+    """A product in the condition of a loop, or in the loop of a batch, is scaled by itself."""
+
+    def step(w: Any, x: Any) -> Any:
+        def loop(h: Any) -> Any:
+            return jax.lax.while_loop(lambda h: jnp.sum(h @ w["w"]) < 100.0, lambda h: 2 * h, h)
+
+        h = jax.vmap(loop)(x.reshape(2, 4, 8)).reshape(8, 8) + loop(x)
+        return {"w": w["w"] + 0.0 * jnp.sum(h)}, jnp.sum((h @ jnp.eye(8) @ jnp.eye(8)) ** 2)
+
+    compiled = precir.compile(step, recipe="fp8-delayed")
+    w, x = {"w": jnp.eye(8)}, np.linspace(0, 3, 64, dtype=np.float32).reshape(8, 8)
+    state, _ = compiled.init(w, x)
+    expected = precir.compile(step, recipe="fp8")(w, x)
+    assert len(state.state["amax_history"]) < 4
+    assert_bit_identical(compiled.unpack(*compiled(state, x)), expected)
 
 
 def test_said_in_words() -> None:
