@@ -19,11 +19,15 @@ _SCALAR = Type((), "float32")
 
 
 def through_regions(walk: Walk, node: Node) -> Sequence[Scaled]:
-    """The results of a node with sub-programs, and the node itself on scaled data; a primitive
-    of no known form is given true values.
+    """The results of a node with sub-programs, and the node itself on scaled data."""
+    return _RULES[node.op](walk, node)
+
+
+def has_rule(node: Node) -> bool:
+    """Whether a node's sub-programs are gone through; other ops that have some (scatters) go by
+    their own law.
     """
-    rule = _RULES.get(node.op)
-    return walk.unscaled(node) if rule is None else rule(walk, node)
+    return node.op in _RULES
 
 
 def _inner(

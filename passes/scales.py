@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 
 from precir.domains.fact import Fact
+from precir.domains.stats import Stats
 from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Type, Value
 from precir.ops import Keeps, op_named
 from precir.ops.scales.scaled import ONE, Scale, Scaled, is_float
 from precir.passes.facts import Facts
 
-BAND = 2.0  # how far, in powers of two, the guessed typical magnitude may be from one
+BAND = 1.0  # how far, in powers of two, the guessed typical magnitude may be from one
 BLIND = 2  # products after which a sum of gradients is measured
 _SCALAR = Type((), "float32")
 _LINEAR = frozenset({
@@ -41,6 +42,7 @@ class Options:
       split: whether a constant is split into a number in [1, 2) and a power of two.
       balance: whether data that drifts out of the band is brought back.
       measure: whether gradients are measured where too much has been guessed.
+      seen: what was observed of values.
       loss: a scalar that gradients are multiplied by from the beginning; None for none.
     """
 
@@ -48,6 +50,7 @@ class Options:
     balance: bool = True
     measure: bool = True
     loss: Value | None = None
+    seen: Mapping[Value, Stats] | None = None
 
 
 @dataclass
@@ -55,6 +58,7 @@ class Numbers:
     """Bases are numbered over the whole program, so that scales mean the same in sub-programs."""
 
     count: int = 0
+    typical: dict[int, float] = field(default_factory=dict)
     left: list[Operand] = field(default_factory=list)
 
     def new(self) -> int:
@@ -80,7 +84,8 @@ def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Grap
         walk.bases[0] = options.loss
     guesses = parameter_sizes(graph) if options.balance else {}
     for value in graph.inputs:
-        walk.take(value, Scaled(value, _scale_of_input(value), guesses.get(value, 0.0)))
+        entering = Scaled(value, _scale_of_input(value), guesses.get(value, 0.0))
+        walk.take(value, walk.bounded(value, entering))
     walk.loose.update(guesses)
     walk.run()
     outputs = [walk.leaving(o) for o in graph.outputs]
@@ -130,7 +135,7 @@ class Walk:
                 self.backward.update(node.outputs)
 
     def node(self, node: Node) -> Sequence[Scaled]:
-        from precir.passes.scale_regions import through_regions
+        from precir.passes.scale_regions import has_rule, through_regions
 
         if node.op == "dequantize":
             return [self.entering(node)]
@@ -144,7 +149,7 @@ class Walk:
             or any("complex" in d for d in dtypes)
         ):
             return self.unscaled(node)
-        if node.regions:
+        if has_rule(node):
             return through_regions(self, node)
         xs = [self.read(o, i) for i, o in enumerate(node.inputs)]
         return op_named(node.op).scale(node, xs, self)
@@ -162,9 +167,9 @@ class Walk:
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
             return x
         sum_of_gradients = node.op == "add_any" and node.phase == BACKWARD
+        x = self.bounded(value, x)
         if self.options.measure and sum_of_gradients and x.blind >= BLIND:
             return self.measured(x)
-        x = self.bounded(value, x)
         return self.balanced(x) if self.options.balance else x
 
     def read(self, operand: Operand, index: int = 0) -> Scaled:
@@ -188,7 +193,10 @@ class Walk:
         return Scaled(self.under(x, scale), scale, x.size - bits, x.blind)
 
     def bounded(self, value: Value, x: Scaled) -> Scaled:
-        """A guess is no larger than what is proved."""
+        """What was seen, where the scale is known; a guess no larger than what is proved."""
+        seen = self.seen(value)
+        if seen is not None and x.scale is not None:
+            return replace(x, size=seen - self.typical(x.scale))
         fact = self.facts[value] if self.facts is not None else None
         if fact is None or x.scale is None or not x.scale.static:
             return x
@@ -210,6 +218,16 @@ class Walk:
         linear = bool(node.regions) or node.op in _LINEAR
         return linear and not any(o in self.backward for o in node.inputs)
 
+    def seen(self, value: Value) -> float | None:
+        """log2 of the magnitude that was observed of a value."""
+        stats = self.options.seen.get(value) if self.options.seen else None
+        return math.log2(stats.rms) if stats is not None and 0 < stats.rms < math.inf else None
+
+    def typical(self, scale: Scale) -> float:
+        """log2 of a scale, as far as it can be guessed of its bases."""
+        known = self.numbers.typical
+        return scale.exponent + sum(p * known.get(b, 0.0) for b, p in scale.powers)
+
     def entering(self, node: Node) -> Scaled:
         """An argument that comes with its scale."""
         (source,) = node.inputs
@@ -221,7 +239,8 @@ class Walk:
         wide = self.add(
             node.like(op="cast", inputs=[data], types=[kind], params={"dtype": kind.dtype})
         )
-        return Scaled(wide, self.base(scale), _size_of_stored(source.type.dtype))
+        size, seen = _size_of_stored(source.type.dtype), self.seen(node.outputs[0])
+        return Scaled(wide, self.base(scale, None if seen is None else seen - size), size)
 
     def constant(self, node: Node) -> Scaled:
         value = node.outputs[0]
@@ -323,7 +342,7 @@ class Walk:
             largest = operands[0]
             for other in operands[1:]:
                 largest = self.made("scale_max", [largest, other], _SCALAR, {})
-            self._known[key] = self.base(largest)
+            self._known[key] = self.base(largest, max(self.typical(s) for s in meant))
         found: Scale = self._known[key]
         return found
 
@@ -334,7 +353,9 @@ class Walk:
             key = ("root", scale, n)
             if key not in self._known:
                 whole = self.materialised(scale)
-                self._known[key] = self.base(self.made("scale_root", [whole], _SCALAR, {"n": n}))
+                self._known[key] = self.base(
+                    self.made("scale_root", [whole], _SCALAR, {"n": n}), self.typical(scale) // n
+                )
             rooted: Scale = self._known[key]
             return self.under(x, rooted**n), rooted, x.size
         rest = scale.exponent % n
@@ -345,15 +366,18 @@ class Walk:
     def measured(self, x: Scaled) -> Scaled:
         """Under a scale taken from the data itself."""
         assert x.scale is not None
-        found = self.base(self.made("rms_scale", [x.data], _SCALAR, {}))
+        found = self.base(self.made("rms_scale", [x.data], _SCALAR, {}), x.size)
         data = self.under(Scaled(x.data, ONE), found)
         return Scaled(data, x.scale * found, 0.0, 0)
 
     # -- scalars ---------------------------------------------------------------------------------
 
-    def base(self, scalar: Operand) -> Scale:
+    def base(self, scalar: Operand, typical: float | None = None) -> Scale:
+        """A scalar of the program as a scale, with log2 of what it is guessed to be."""
         number = self.numbers.new()
         self.bases[number] = scalar
+        if typical is not None:
+            self.numbers.typical[number] = typical
         return Scale(0, ((number, 1),))
 
     def known_base(self, number: int) -> bool:

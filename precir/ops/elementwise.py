@@ -106,7 +106,7 @@ OPS: tuple[Op, ...] = (
     Op("copy", MOVE, pointwise.same_as_operand, laws.through, call("jnp.copy")),
     unary("stop_gradient", MOVE, pointwise.same_as_operand, laws.through),
     # transcendental: float32, as torch autocast has it
-    unary("exp", WIDE, functions.exp, UNSCALED, accuracy=None),
+    unary("exp", WIDE, functions.exp, laws.exponential, accuracy=None),
     unary("exp2", WIDE, functions.exp2, UNSCALED, accuracy=None),
     unary("expm1", WIDE, functions.expm1, UNSCALED, accuracy=None),
     unary("log", WIDE, functions.log, UNSCALED, accuracy=None),

@@ -15,10 +15,32 @@ def unscaled(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
     return [Scaled(v, ONE if is_float(v.type.dtype) else None) for v in made.outputs]
 
 
+def exponential(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
+    """Computed of the true value; of what is never positive, as in a softmax, mostly small."""
+    (made,) = unscaled(node, xs, b)
+    fact = b.fact(0)
+    below = fact is not None and fact.hi <= 0
+    return [Scaled(made.data, made.scale, -2.5 if below else 0.0)]
+
+
 def through(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
     """op(d * s) = op(d) * s, of the first operand; any other is an index, a mask or the like."""
     made = b.emit(node, [xs[0].data, *(b.plain(x) for x in xs[1:])])
     return [_of(v, xs[0]) for v in made.outputs]
+
+
+def _spread_out(x: Scaled, count: int, among: int) -> float:
+    """The size of what lies among zeros: its mean square is that many times smaller."""
+    return x.size + 0.5 * math.log2(max(count, 1) / max(among, count, 1))
+
+
+def pad(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
+    """Aligned; among zeros it is as much smaller as there are more of them."""
+    (made,) = aligned(0, 1)(node, xs, b)
+    if xs[1].scale is None and made.scale is not None:
+        size = _spread_out(xs[0], math.prod(xs[0].type.shape), math.prod(made.type.shape))
+        return [Scaled(made.data, made.scale, size, made.blind)]
+    return [made]
 
 
 def _of(value: Value, x: Scaled) -> Scaled:
@@ -139,8 +161,13 @@ def gather(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
 
 def scatter(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
     """Operand and updates aligned; another function than replacing has no law."""
-    plain = node.op != "scatter" or node.params["update_jaxpr"] is None
-    return list((aligned(0, 2, grows="add" in node.op) if plain else unscaled)(node, xs, b))
+    if node.op == "scatter" and node.params["update_jaxpr"] is not None:
+        return unscaled(node, xs, b)
+    (made,) = aligned(0, 2, grows="add" in node.op)(node, xs, b)
+    if xs[0].scale is None and made.scale is not None:
+        size = _spread_out(xs[2], math.prod(xs[2].type.shape), math.prod(made.type.shape))
+        return [Scaled(made.data, made.scale, size, made.blind)]
+    return [made]
 
 
 def beside(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:

@@ -103,6 +103,9 @@ class Builder(Protocol):
         that root instead of the scale.
         """
 
+    def typical(self, scale: Scale) -> float:
+        """log2 of a scale, as far as it can be guessed."""
+
     def fact(self, index: int) -> Fact | None:
         """What is proved of the n-th operand's value."""
 
