@@ -38,7 +38,7 @@ def _inner(
     inner = Walk(region, options or walk.options, walk.facts, walk.numbers, walk)
     for value, x, late in zip(region.inputs, taken, backward, strict=True):
         scale = x.scale if is_float(value.type.dtype) else None
-        inner.take(value, Scaled(value, scale, x.size, x.blind))
+        inner.take(value, Scaled(value, scale, x.size, x.blind, x.weight))
         if late:
             inner.backward.add(value)
     inner.run()
@@ -152,7 +152,7 @@ def _scan(walk: Walk, node: Node) -> list[Scaled]:
 
 def _begun(x: Scaled) -> Scaled:
     """What a loop carries first; nothing is known of what follows but the scale."""
-    return replace(x, blind=0)
+    return replace(x, blind=1)
 
 
 def _settled(

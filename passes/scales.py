@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from precir.ops.scales.scaled import ONE, Scale, Scaled, is_float
 from precir.passes.facts import Facts
 
 BAND = 1.0  # how far, in powers of two, the guessed typical magnitude may be from one
-BLIND = 2  # products after which a sum of gradients is measured
+BLIND = 3  # products after which a gradient that comes out of a layer is measured
 _SCALAR = Type((), "float32")
 _LINEAR = frozenset({
     "mul", "div", "neg", "broadcast_in_dim", "reshape", "convert_element_type", "copy", "select_n",
@@ -83,9 +84,14 @@ def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Grap
     if options.loss is not None:
         walk.bases[0] = options.loss
     guesses = parameter_sizes(graph) if options.balance else {}
+    weights = set(guesses) or {v for v in graph.inputs if v.type.rank > 1}
     for value in graph.inputs:
-        entering = Scaled(value, _scale_of_input(value), guesses.get(value, 0.0))
+        entering = Scaled(
+            value, _scale_of_input(value), guesses.get(value, 0.0), weight=value in weights
+        )
         walk.take(value, walk.bounded(value, entering))
+        if options.measure and value.hint.startswith("cotangent") and value.type.rank:
+            walk.take(value, walk.measured(entering))
     walk.loose.update(guesses)
     walk.run()
     outputs = [walk.leaving(o) for o in graph.outputs]
@@ -164,12 +170,11 @@ class Walk:
             return x
         if x.scale is None and not any(is_float(o.type.dtype) for o in node.inputs):
             x = replace(x, scale=ONE)
+        if node.phase != BACKWARD:
+            x = replace(x, blind=0)
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
             return x
-        sum_of_gradients = node.op == "add_any" and node.phase == BACKWARD
         x = self.bounded(value, x)
-        if self.options.measure and sum_of_gradients and x.blind >= BLIND:
-            return self.measured(x)
         return self.balanced(x) if self.options.balance else x
 
     def read(self, operand: Operand, index: int = 0) -> Scaled:
@@ -190,7 +195,7 @@ class Walk:
             return x
         bits = round(x.size)
         scale = x.scale.shifted(bits)
-        return Scaled(self.under(x, scale), scale, x.size - bits, x.blind)
+        return replace(x, data=self.under(x, scale), scale=scale, size=x.size - bits)
 
     def bounded(self, value: Value, x: Scaled) -> Scaled:
         """What was seen, where the scale is known; a guess no larger than what is proved."""
@@ -240,7 +245,8 @@ class Walk:
             node.like(op="cast", inputs=[data], types=[kind], params={"dtype": kind.dtype})
         )
         size, seen = _size_of_stored(source.type.dtype), self.seen(node.outputs[0])
-        return Scaled(wide, self.base(scale, None if seen is None else seen - size), size)
+        base = self.base(scale, None if seen is None else seen - size)
+        return Scaled(wide, base, size, weight=True)
 
     def constant(self, node: Node) -> Scaled:
         value = node.outputs[0]
@@ -362,6 +368,27 @@ class Walk:
         even = scale.shifted(-rest)
         rooted = Scale(even.exponent // n, tuple((b, p // n) for b, p in even.powers))
         return self.under(x, even), rooted, x.size + rest
+
+    def passed(self, product: Scaled) -> Scaled:
+        node = self._at
+        gradient = node is not None and node.phase == BACKWARD and node.outputs[0] in self.leading
+        if not self.options.measure or not gradient or product.blind < BLIND:
+            return product
+        assert node is not None
+        known = self.bounded(node.outputs[0], product)
+        return self.measured(self.balanced(known) if self.options.balance else known)
+
+    @cached_property
+    def leading(self) -> set[Value]:
+        """Values that reach another product of the backward program, or may outside of here."""
+        found = {o for o in self.graph.outputs if isinstance(o, Value)} if self.parent else set()
+        for node in reversed(self.graph.nodes):
+            keeps = op_named(node.op).keeps
+            ends = node.phase == UPDATE
+            starts = node.phase == BACKWARD and (node.regions or keeps is Keeps.PRODUCT)
+            if not ends and (starts or any(v in found for v in node.outputs)):
+                found.update(o for o in node.inputs if isinstance(o, Value))
+        return found
 
     def measured(self, x: Scaled) -> Scaled:
         """Under a scale taken from the data itself."""

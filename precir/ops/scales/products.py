@@ -87,7 +87,8 @@ def bilinear(terms: Callable[[Node], float]) -> Law:
         x, y, *rest = xs
         made = b.emit(node, [x.data, y.data, *(b.plain(r) for r in rest)])
         size = x.size + y.size + _growth(terms(node), _positive(b, 0, 1))
-        return [Scaled(made.outputs[0], _times(x.scale, y.scale), size, _blind(xs[:2]) + 1)]
+        product = Scaled(made.outputs[0], _times(x.scale, y.scale), size, _blind(xs[:2]) + 1)
+        return [b.passed(product) if x.weight != y.weight else product]
 
     return law
 

@@ -66,12 +66,14 @@ class Scaled:
         floating-point number at all.
       size: log2 of the typical magnitude of the data's elements, as far as it can be guessed.
       blind: how many products the guess has gone through since something was measured.
+      weight: whether it is a parameter, or one moved.
     """
 
     data: Operand
     scale: Scale | None
     size: float = 0.0
     blind: int = 0
+    weight: bool = False
 
     @property
     def type(self) -> Type:
@@ -102,6 +104,9 @@ class Builder(Protocol):
         """Data, scale and size of `x` such that the n-th root of the scale is a power of two; and
         that root instead of the scale.
         """
+
+    def passed(self, product: Scaled) -> Scaled:
+        """What went through a layer: under a measured scale where too much has been guessed."""
 
     def typical(self, scale: Scale) -> float:
         """log2 of a scale, as far as it can be guessed."""
