@@ -32,8 +32,14 @@ def occupied_scale(x: ScaledArray) -> Array:
     """The scale of ``x``, or 2^-126 if all its elements are zero, whose scale of one says nothing
     of how large it is: what it is added to keeps its own.
     """
-    some = jnp.any(x.data != 0)
+    some = jnp.any((lax.abs(x.data) if x.data.dtype.itemsize > 2 else _magnitude(x.data)) != 0)
     return jnp.where(some, x.scale, np.float32(SMALLEST_SCALE))
+
+
+def _magnitude(x: Array) -> Array:
+    """The bits of 16-bit or 8-bit numbers without their signs: cheaper to look at on a CPU."""
+    bits = lax.bitcast_convert_type(x, np.int16 if x.dtype.itemsize == 2 else np.int8)
+    return bits << np.array(1, bits.dtype)
 
 
 def scale_root(scale: Array, n: int) -> Array:

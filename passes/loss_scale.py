@@ -27,7 +27,7 @@ def scale_loss(graph: Graph, carried: Sequence[tuple[int, int]], facts: Facts | 
     """
     scale = Value(Type((), "float32"), hint=SCALE)
     steps = Value(Type((), "int32"), hint=STEPS)
-    options = Options(split=False, balance=False, measure=False, loss=scale)
+    options = Options(split=False, band=None, measure=False, loss=scale)
     scaled, gradients = propagate(graph, options, facts)
     if not gradients:
         raise RecipeError(

@@ -21,7 +21,7 @@ from precir.passes.loss_scale import SCALE, STEPS, scale_loss
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
-from precir.passes.scales import Options, propagate_scales
+from precir.passes.scales import BAND, WIDE_BAND, Options, propagate_scales
 from precir.passes.simplify import drop_dead, simplify
 from precir.passes.static import add_static_scales
 from precir.passes.storage import Stored, insert_storage
@@ -120,7 +120,9 @@ def _scales(state: State) -> State:
         return replace(state, facts=None, seen=None).carrying(graph, *begun)
     if state.recipe.scaling != "propagated":
         return state
-    graph = drop_dead(propagate_scales(state.graph, Options(seen=state.seen), state.facts))
+    wide = state.recipe.mode == KEEP  # nothing is in fewer bits
+    options = Options(band=WIDE_BAND if wide else BAND, measure=not wide, seen=state.seen)
+    graph = drop_dead(propagate_scales(state.graph, options, state.facts))
     return replace(state, graph=graph, facts=None, seen=None)
 
 

@@ -26,7 +26,9 @@ from precir.ops.scales.scaled import ONE, Scale, Scaled, is_float
 from precir.passes.facts import Facts
 
 BAND = 1.0  # how far, in powers of two, the guessed typical magnitude may be from one
-BLIND = 3  # products after which a gradient that comes out of a layer is measured
+WIDE_BAND = 30.0  # the same of data in float32
+BLIND = 6  # products after which a gradient that comes out of a layer is measured
+JOINED = 2  # products that a branch has and what it joins has not: the sum is measured
 _SCALAR = Type((), "float32")
 _LINEAR = frozenset({
     "mul", "div", "neg", "broadcast_in_dim", "reshape", "convert_element_type", "copy", "select_n",
@@ -41,14 +43,15 @@ class Options:
 
     Attributes:
       split: whether a constant is split into a number in [1, 2) and a power of two.
-      balance: whether data that drifts out of the band is brought back.
+      band: how far, in powers of two, the guessed typical magnitude of data may be from one until
+        it is brought back; None for no limit.
       measure: whether gradients are measured where too much has been guessed.
       seen: what was observed of values.
       loss: a scalar that gradients are multiplied by from the beginning; None for none.
     """
 
     split: bool = True
-    balance: bool = True
+    band: float | None = BAND
     measure: bool = True
     loss: Value | None = None
     seen: Mapping[Value, Stats] | None = None
@@ -83,7 +86,7 @@ def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Grap
     walk = Walk(graph, options, facts, numbers)
     if options.loss is not None:
         walk.bases[0] = options.loss
-    guesses = parameter_sizes(graph) if options.balance else {}
+    guesses = parameter_sizes(graph) if options.band is not None else {}
     weights = set(guesses) or {v for v in graph.inputs if v.type.rank > 1}
     for value in graph.inputs:
         entering = Scaled(
@@ -125,6 +128,11 @@ class Walk:
         self._under: dict[tuple[Operand, Scale], Operand] = {}
         self._known: dict[Any, Any] = {}
         self._at: Node | None = None
+
+    @property
+    def roomy(self) -> bool:
+        """Whether data is in a format that holds what is far from one as well."""
+        return self.options.band is None or self.options.band >= WIDE_BAND
 
     # -- the walk ------------------------------------------------------------------------------
 
@@ -175,7 +183,13 @@ class Walk:
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
             return x
         x = self.bounded(value, x)
-        return self.balanced(x) if self.options.balance else x
+        if self.options.measure and self.joins(node):
+            readers = self.graph.users.get(value, ())
+            if any(n.op != "add_any" for n in readers):
+                return self.measured(x)
+            least = min(self.of(o).blind for o in node.inputs)
+            x = replace(x, blind=least)  # the sum goes on
+        return self.balanced(x)
 
     def read(self, operand: Operand, index: int = 0) -> Scaled:
         """An operand of the model; parameters are brought to a good magnitude where they are read,
@@ -187,11 +201,12 @@ class Walk:
             data = self.scalar(0) if plain else self.under(Scaled(operand, ONE), begun)
             return Scaled(data, begun)
         x = self.of(operand)
-        return self.balanced(x) if self.options.balance and operand in self.loose else x
+        return self.balanced(x) if operand in self.loose else x
 
     def balanced(self, x: Scaled) -> Scaled:
         """Data brought back to a typical magnitude near one."""
-        if abs(x.size) <= BAND or x.scale is None or isinstance(x.data, Literal):
+        band = self.options.band
+        if band is None or abs(x.size) <= band or x.scale is None or isinstance(x.data, Literal):
             return x
         bits = round(x.size)
         scale = x.scale.shifted(bits)
@@ -240,7 +255,8 @@ class Walk:
         data = self.add(
             node.like(op="data_of", types=[replace(source.type, scale=None)], params={})
         )
-        scale = self.add(node.like(op="occupied_scale", types=[_SCALAR], params={}))
+        op = "scale_of" if self.roomy else "occupied_scale"
+        scale = self.add(node.like(op=op, types=[_SCALAR], params={}))
         wide = self.add(
             node.like(op="cast", inputs=[data], types=[kind], params={"dtype": kind.dtype})
         )
@@ -341,6 +357,8 @@ class Walk:
             return next(iter(scales), None)
         if len({x.scale.powers for x in given if x.scale}) == 1:
             return max(given, key=lambda x: x.magnitude).scale
+        if self.roomy:  # whichever needs the least work
+            return max(given, key=lambda x: math.prod(x.type.shape)).scale
         meant = [x.scale.shifted(_whole(x.size)) for x in given if x.scale]
         key = ("max", *sorted(set(meant), key=lambda s: (s.powers, s.exponent)))
         if key not in self._known:
@@ -376,7 +394,16 @@ class Walk:
             return product
         assert node is not None
         known = self.bounded(node.outputs[0], product)
-        return self.measured(self.balanced(known) if self.options.balance else known)
+        return self.measured(self.balanced(known))
+
+    def joins(self, node: Node) -> bool:
+        """Whether a gradient is the sum of one that went through products and one that did not: of
+        a layer and of the path around it.
+        """
+        if node.op != "add_any" or node.phase != BACKWARD or node.outputs[0] not in self.leading:
+            return False
+        blind = [self.of(o).blind for o in node.inputs]
+        return max(blind) - min(blind) >= JOINED
 
     @cached_property
     def leading(self) -> set[Value]:

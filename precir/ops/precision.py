@@ -200,6 +200,7 @@ OPS: tuple[Op, ...] = (
     Op("all_finite", OWN, functions.anything, laws.unscaled, _all_finite),
     Op("next_loss_scale", OWN, functions.anything, laws.unscaled, _next_loss_scale),
     Op("data_of", OWN, functions.anything, laws.unscaled, _attribute("data")),
+    Op("scale_of", OWN, _a_scale, laws.unscaled, _attribute("scale")),
     Op("occupied_scale", OWN, _a_scale, laws.unscaled, _occupied_scale),
     Op("merge_stats", OWN, functions.anything, laws.unscaled, _merge_stats),
     Op("dequantize", OWN, folds.dequantize, laws.unscaled, _dequantize),

@@ -347,6 +347,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "rms_scale": _scale,
     "all_finite": _all_finite,
     "next_loss_scale": _next_loss_scale,
+    "scale_of": _scale,
     "occupied_scale": _scale,
     "element": _element,
     "finite_amax": _amax,
