@@ -92,6 +92,12 @@ class Recipe:
             _among("last_product", self.last_product, _FLOATS)
         if (self.forward is None) != (self.gradient is None):
             raise RecipeError("forward and gradient are 8-bit formats together or neither")
+        if self.mode == TRUE and self.scaling == "propagated":
+            raise RecipeError(
+                "propagated scales leave sums, losses and updates in the wide format, and mode "
+                "'true' has none",
+                fix="mode 'mixed'",
+            )
         for o in self.overrides:
             _among("keep", o.keep, _FLOATS)
 

@@ -100,6 +100,22 @@ class FormatSum:
 
 
 @dataclass(frozen=True)
+class RescaleRow:
+    """How often data is brought under another scale in one layer.
+
+    `known`: by a power of two known while compiling; `free`: of these, within a product, before
+    its result is rounded; `computed`: by one made of other scales while running; `measured`: how
+    many scales are taken from the data itself.
+    """
+
+    layer: str
+    known: int
+    free: int
+    computed: int
+    measured: int
+
+
+@dataclass(frozen=True)
 class Report:
     """Every product and tensor of a compiled program, its format and why.
 
@@ -117,6 +133,7 @@ class Report:
         and constants are not among them; a loop's are counted as the loop stacks them.
       arguments: the program's inputs, by format.
       kept: values that stayed wide for what is known of them, in program order.
+      rescales: changes of scale by layer, where scales are propagated.
     """
 
     name: str
@@ -128,6 +145,7 @@ class Report:
     residuals: tuple[TensorRow, ...]
     arguments: tuple[FormatSum, ...]
     kept: tuple[KeptRow, ...] = ()
+    rescales: tuple[RescaleRow, ...] = ()
 
     @staticmethod
     def of(program: Program) -> Report:
@@ -200,6 +218,7 @@ class Report:
             residuals=tuple(_rows(TensorRow, data, "residuals", where)),
             arguments=tuple(_rows(FormatSum, data, "arguments", where)),
             kept=tuple(_rows(KeptRow, data, "kept", where)),
+            rescales=tuple(_rows(RescaleRow, data, "rescales", where)),
         )
 
     def __str__(self) -> str:

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from precir.domains.fact import UNKNOWN, Fact, top
-from precir.ir import BACKWARD, FORWARD, Graph, Node, Value
+from precir.ir import BACKWARD, FORWARD, UPDATE, Graph, Literal, Node, Value
 from precir.ops import Keeps, op_named
 from precir.passes.assign import Assignment, Product
 from precir.passes.facts import Facts
 from precir.passes.grains import Grain, reach_in_words
 from precir.recipe import KEEP, TRUE, Recipe
-from precir.report.data import KeptRow, ProductRow, Report, TensorRow, by_format
+from precir.report.data import KeptRow, ProductRow, Report, RescaleRow, TensorRow, by_format
 from precir.report.units import format_name, shape_text, type_bytes
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ def gather(program: Program) -> Report:
         residuals=_largest_first(_tensor(v, times, facts) for v, times in _residuals(final, 1)),
         arguments=by_format((format_name(v.type.dtype), type_bytes(v.type)) for v in final.inputs),
         kept=tuple(_kept(program)),
+        rescales=tuple(_rescales(final)),
     )
 
 
@@ -45,6 +47,36 @@ def _kept(program: Program) -> Iterator[KeptRow]:
         node = value.node
         if node is not None:
             yield KeptRow(node.op, node.phase, node.scope, _where(node), reason)
+
+
+def _rescales(graph: Graph) -> Iterator[RescaleRow]:
+    layers: dict[str, Counter[str]] = {}
+    for node in graph.walk():
+        kind = _change_of_scale(node)
+        if kind:
+            layers.setdefault(layer_of(node.scope), Counter())[kind] += 1
+    for layer, counts in layers.items():
+        known, free = counts["known"] + counts["free"], counts["free"]
+        yield RescaleRow(layer, known, free, counts["computed"], counts["measured"])
+
+
+def _change_of_scale(node: Node) -> str:
+    if node.op == "scaled_dot" and node.params.get("shift"):
+        return "free"
+    if node.op == "rms_scale":
+        return "measured"
+    if node.op == "rescale" and node.phase != UPDATE:
+        return "known" if isinstance(node.inputs[1], Literal) else "computed"
+    return ""
+
+
+def layer_of(scope: str) -> str:
+    """The part of a scope down to the first numbered module: `GPT/h_0` of `GPT/h_0/attn/qkv`."""
+    parts = scope.split("/")
+    for n, part in enumerate(parts):
+        if any(c.isdigit() for c in part):
+            return "/".join(parts[: n + 1])
+    return parts[0]
 
 
 def recipe_in_words(recipe: Recipe) -> str:
@@ -65,6 +97,12 @@ def recipe_in_words(recipe: Recipe) -> str:
             reaches = recipe.activation_scales, recipe.weight_scales, recipe.gradient_scales
             low = ", ".join(filter(None, [low, reach_in_words(reaches)]))
             words = f"{low}; {compute} activations, {wide} sums, norms, losses and updates"
+        elif recipe.scaling == "propagated":
+            words += ", propagated scales"
+    if recipe.loss_scaling:
+        words += ", dynamic loss scaling"
+    if recipe.state is not None:
+        words += f"; weights and moments in {format_name(recipe.state)} between steps"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]
     return "; ".join([words, *kept])
 

@@ -22,6 +22,7 @@ def plain(report: Report) -> str:
         _titled("Products in program order", _products(report)),
         *_wide(report),
         _titled("Kept wide for what they hold", _kept(report)),
+        _titled("Changes of scale, by layer", _rescales(report)),
         _titled("Residuals, largest first", _tensors(report.residuals)),
         _titled("Tensors, largest first", _tensors(report.tensors)),
     ]
@@ -49,6 +50,15 @@ def _titled(title: str, lines: list[str]) -> str:
 def _sums(sums: Iterable[FormatSum]) -> list[str]:
     rows = [(s.format, f"{s.count}", bytes_text(s.bytes), f"{s.bytes}") for s in sums]
     return table(("format", "tensors", "size", "bytes"), rows, right=(1, 2, 3))
+
+
+def _rescales(report: Report) -> list[str]:
+    head = ("layer", "known", "in products", "computed", "measured")
+    rows = [
+        (r.layer or "-", f"{r.known}", f"{r.free}", f"{r.computed}", f"{r.measured}")
+        for r in report.rescales
+    ]
+    return table(head, rows, right=(1, 2, 3, 4))
 
 
 def _products(report: Report) -> list[str]:

@@ -45,6 +45,9 @@ def screen(report: Report, width: int) -> Iterator[RenderableType]:
     if report.kept:
         yield from _section("Kept wide", "for what they hold")
         yield _kept(report)
+    if report.rescales:
+        yield from _section("Changes of scale", "by layer")
+        yield _rescales(report)
     if report.residuals:
         yield from _section("Residuals", "made by the forward program, kept for the backward one")
         yield _sums(report.residual_formats)
@@ -113,6 +116,15 @@ def _sums(sums: Sequence[FormatSum]) -> Table:
         share = percent_text(s.bytes, total)
         count = Text(f"{s.count} tensor{'s' if s.count != 1 else ' '}", "dim")
         table.add_row(_format(s.format), bytes_text(s.bytes), share, count, bar)
+    return table
+
+
+def _rescales(report: Report) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    for head in ("layer", "known", "in products", "computed", "measured"):
+        table.add_column(head, justify="left" if head == "layer" else "right")
+    for r in report.rescales:
+        table.add_row(r.layer or "-", *map(str, (r.known, r.free, r.computed, r.measured)))
     return table
 
 
