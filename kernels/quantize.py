@@ -33,7 +33,7 @@ from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray, full_block, spread
 
 _WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
-_NARROW = (E4M3, E5M2, F16, BF16)
+_NARROW = (E4M3, E5M2, F16, BF16, F32)
 _INF = 0x7F800000  # the bits of float32's infinity
 _EXPONENT = -1 << 23  # the bits of sign and exponent, so that what fell below zero stays there
 _LARGEST = 253 << 23  # the bits of 2^126
@@ -52,11 +52,12 @@ def quantize(
     scale: ArrayLike | None = None,
     scale_format: DTypeLike | Format = F32,
 ) -> ScaledArray:
-    """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3, E5M2, float16 or bfloat16.
+    """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3, E5M2 or a wider format.
 
     The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in
-    float32: the smallest power of two under which nothing finite overflows. For bfloat16, whose
-    exponents are float32's, it is 2^ceil(log2(amax)): the data is at most 1. The bounds of scales
+    float32: the smallest power of two under which nothing finite overflows. For bfloat16 and
+    float32, which have room to both sides, it is 2^ceil(log2(amax)): the data is at most 1. The
+    bounds of scales
     (see the module) lose nothing: under the least, 2^-126, the smallest normal float32 becomes 1,
     and what the largest meets is bfloat16 data below 4.
 

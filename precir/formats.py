@@ -79,10 +79,10 @@ class Format:
 
     @property
     def largest_scaled(self) -> float:
-        """The largest that scaled data is made to reach: ``max``, and 1 in bfloat16, whose
-        exponents are float32's.
+        """The largest that scaled data is made to reach: ``max``, and 1 in bfloat16 and float32,
+        which have room to both sides.
         """
-        return 1.0 if self.name == "bfloat16" else self.max
+        return 1.0 if self.name in ("bfloat16", "float32") else self.max
 
     def __repr__(self) -> str:
         return f"Format({self.name})"

@@ -275,13 +275,13 @@ class StateFinder:
         return find_state(self.graph, self.signature)
 
     def stored(self) -> Stored:
-        """What the passes are to take and return as `ScaledArray`s."""
+        """What the passes are to take and return as `ScaledArray`s: what is given as such, or what
+        the recipe asks for; nothing of a function that has no state.
+        """
         recipe, layout = self.recipe, self.layout
         wanted = Stored()
         if recipe.state is not None:
             wanted = stored_by_recipe(self.graph, self.carried, recipe)
-            if not wanted:
-                raise no_state(recipe, self.signature.name, "its weights and moments")
         if layout == PLAIN:
             return wanted
         check_given(layout, wanted, (), self.signature.labels(), recipe)
