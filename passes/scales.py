@@ -441,9 +441,11 @@ def _operands(node: Node) -> list[Operand]:
 
 
 def _size_of_stored(dtype: str) -> float:
-    """The typical magnitude of data whose largest element is near the format's limit."""
+    """The typical magnitude of data whose largest element is near the format's limit; one for
+    float32 data, which nothing brings there.
+    """
     limit = {"float16": 16.0, "bfloat16": 0.0, "float8_e4m3fn": 8.8, "float8_e5m2": 15.8}
-    return limit.get(dtype, 0.0) - 0.5 - _BELOW_LIMIT
+    return limit[dtype] - 0.5 - _BELOW_LIMIT if dtype in limit else 0.0
 
 
 def _whole(size: float) -> int:
