@@ -22,7 +22,7 @@ from jax import numpy as jnp
 from jax.sharding import PartitionSpec
 
 import precir
-from precir.ir import Graph, Value
+from precir.ir import UPDATE, Graph, Value
 from precir.ops import OPS
 from precir.ops.scales.scaled import is_float
 from tests.carried import assert_close, carrying, check_law, has_floats
@@ -335,22 +335,26 @@ def scaled_graph(case: Case, seed: int) -> Graph:
 
 def laws_seen(graph: Graph) -> Iterator[tuple[str, str]]:
     """Each op of the program and how it treats the scales of its operands."""
+    scaled: set[Any] = set()  # what an argument's data went into, and no true value came out of
     for node in graph:
-        for region in node.regions:
-            yield from laws_seen(region)
         floats = [o for o in node.inputs if isinstance(o, Value) and is_float(o.type.dtype)]
-        if node.op not in OPS or node.op in ARITHMETIC or not floats:
+        given_data = node.op == "data_of" or any(o in scaled for o in floats)
+        true = any(o.node is not None and o.node.op == "unscale" for o in floats)
+        if given_data and node.op != "unscale" and not true:
+            scaled.update(v for v in node.outputs if is_float(v.type.dtype))
+        complex_ones = any("complex" in o.type.dtype for o in (*node.inputs, *node.outputs))
+        if node.op not in OPS or node.op in OURS or node.phase == UPDATE or complex_ones:
             continue
         after = {n.op for v in node.outputs for n in graph.users.get(v, ())}
-        if any(o.node is not None and o.node.op == "unscale" for o in floats):
+        if true:
             yield node.op, TRUE
-        elif after & {"unscale", "rescale"}:
+        elif given_data and after & {"unscale", "rescale"}:
             yield node.op, CARRIES
-        elif all(o.node is not None and o.node.op in ENTERED for o in floats):
+        elif given_data:
             yield node.op, RATIO
 
 
-ENTERED = {"cast", "convert_element_type", "rescale"}  # straight from an argument with a scale
+OURS = {*ARITHMETIC, "cast", "data_of", "dequantize", "quantize", "rescale", "unscale"}
 
 
 def table() -> dict[str, set[str]]:
