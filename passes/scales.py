@@ -327,6 +327,14 @@ class Walk:
         found: Scale = self._known[key]
         return found
 
+    def named(self, scale: Scale) -> Scale:
+        if scale.static or (scale.exponent == 0 and len(scale.powers) == 1):
+            return scale
+        if ("named", scale) not in self._known:
+            self._known["named", scale] = self.base(self.materialised(scale))
+        found: Scale = self._known["named", scale]
+        return found
+
     def root(self, x: Scaled, n: int) -> tuple[Operand, Scale, float]:
         assert x.scale is not None
         scale = x.scale
