@@ -36,7 +36,7 @@ class Scale:
         """Whether the powers are too high for the product to be computed in float32, where no
         scalar of the program is far from one: what it is made of is used up first.
         """
-        return abs(self.exponent) > 60 or any(abs(p) > 4 for _, p in self.powers)
+        return abs(self.exponent) > 60 or any(abs(p) > 2 for _, p in self.powers)
 
     def __mul__(self, other: Scale) -> Scale:
         if not self.powers or not other.powers:
