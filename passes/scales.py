@@ -370,6 +370,14 @@ class Walk:
         found: Scale = self._known[key]
         return found
 
+    def named(self, scale: Scale) -> Scale:
+        if scale.static or (scale.exponent == 0 and len(scale.powers) == 1):
+            return scale
+        if ("named", scale) not in self._known:
+            self._known["named", scale] = self.base(self.materialised(scale), self.typical(scale))
+        found: Scale = self._known["named", scale]
+        return found
+
     def root(self, x: Scaled, n: int) -> tuple[Operand, Scale, float]:
         assert x.scale is not None
         scale = x.scale
@@ -519,9 +527,11 @@ def _operands(node: Node) -> list[Operand]:
 
 
 def _size_of_stored(dtype: str) -> float:
-    """The typical magnitude of data whose largest element is near the format's limit."""
+    """The typical magnitude of data whose largest element is near the format's limit; one for
+    float32 data, which nothing brings there.
+    """
     limit = {"float16": 16.0, "bfloat16": 0.0, "float8_e4m3fn": 8.8, "float8_e5m2": 15.8}
-    return limit.get(dtype, 0.0) - 0.5 - _BELOW_LIMIT
+    return limit[dtype] - 0.5 - _BELOW_LIMIT if dtype in limit else 0.0
 
 
 def _whole(size: float) -> int:

@@ -26,9 +26,13 @@ def _blind(xs: Sequence[Scaled]) -> int:
 
 
 def mul(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
-    """(a * s)(b * t) = ab * st."""
+    """(a * s)(b * t) = ab * st; of the true values where many powers have come together, of which
+    each carries the error of the same guess.
+    """
     x, y = xs
     scale, size = _times(x.scale, y.scale), x.size + y.size
+    if scale is not None and scale.far:
+        return unscaled(node, xs, b)
     kind = node.outputs[0].type
     for one, other in ((x, y), (y, x)):  # a power of two is all scale
         unit = isinstance(one.data, Literal) and one.data.value == 1.0
@@ -44,6 +48,8 @@ def div(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
     scale = _times(x.scale, None if y.scale is None else y.scale**-1)
     if x.scale is None:
         scale = None  # zeros and infinities, whatever they are divided by
+    if scale is not None and scale.far:
+        return unscaled(node, xs, b)
     kind = node.outputs[0].type
     if isinstance(y.data, Literal) and y.data.value == 1.0 and x.type == kind:
         return [Scaled(x.data, scale, x.size - y.size, x.blind)]
@@ -57,7 +63,7 @@ def power(n: Callable[[Node], int]) -> Law:
     def law(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
         (x,), times = xs, n(node)
         narrow = x.type.dtype not in ("float32", "float64")
-        if x.scale is None or times == 0 or abs(times) > (2 if narrow else 8):
+        if x.scale is None or times == 0 or (x.scale**times).far or (narrow and abs(times) > 2):
             return unscaled(node, xs, b)
         made = b.emit(node, [x.data])
         return [Scaled(made.outputs[0], x.scale**times, times * x.size, x.blind)]
@@ -85,9 +91,12 @@ def bilinear(terms: Callable[[Node], float]) -> Law:
 
     def law(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
         x, y, *rest = xs
+        scale = _times(x.scale, y.scale)
+        if scale is not None and scale.far:  # many products by the same weights
+            scale = _times(*(s and b.named(s) for s in (x.scale, y.scale)))
         made = b.emit(node, [x.data, y.data, *(b.plain(r) for r in rest)])
         size = x.size + y.size + _growth(terms(node), _positive(b, 0, 1))
-        product = Scaled(made.outputs[0], _times(x.scale, y.scale), size, _blind(xs[:2]) + 1)
+        product = Scaled(made.outputs[0], scale, size, _blind(xs[:2]) + 1)
         return [b.passed(product) if x.weight != y.weight else product]
 
     return law

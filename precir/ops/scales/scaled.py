@@ -31,6 +31,13 @@ class Scale:
         """Whether it is known while compiling."""
         return not self.powers
 
+    @property
+    def far(self) -> bool:
+        """Whether the powers are too high for the product to be computed in float32, where no
+        scalar of the program is far from one: what it is made of is used up first.
+        """
+        return abs(self.exponent) > 60 or any(abs(p) > 2 for _, p in self.powers)
+
     def __mul__(self, other: Scale) -> Scale:
         if not self.powers or not other.powers:
             return Scale(self.exponent + other.exponent, self.powers or other.powers)
@@ -99,6 +106,9 @@ class Builder(Protocol):
 
     def common(self, xs: Sequence[Scaled]) -> Scale | None:
         """One scale for all: that of the largest; None if any will do for each."""
+
+    def named(self, scale: Scale) -> Scale:
+        """The same scale as a scalar of its own, of which further powers can be taken."""
 
     def root(self, x: Scaled, n: int) -> tuple[Operand, Scale, float]:
         """Data, scale and size of `x` such that the n-th root of the scale is a power of two; and
