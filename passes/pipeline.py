@@ -120,7 +120,9 @@ def _scales(state: State) -> State:
         return replace(state, facts=None, seen=None).carrying(graph, *begun)
     if state.recipe.scaling != "propagated":
         return state
-    wide = state.recipe.mode == KEEP  # nothing is in fewer bits
+    recipe = state.recipe
+    roomy = recipe.compute in ("bfloat16", "float32") and recipe.forward is None
+    wide = recipe.mode == KEEP or roomy  # nothing is in a format of few exponents
     options = Options(band=WIDE_BAND if wide else BAND, measure=not wide, seen=state.seen)
     graph = drop_dead(propagate_scales(state.graph, options, state.facts))
     return replace(state, graph=graph, facts=None, seen=None)

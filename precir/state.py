@@ -182,11 +182,12 @@ def wrapped(state: ProgramState, arguments: Sequence[Any]) -> list[Any]:
 
 def stored_by_recipe(graph: Graph, carried: Sequence[Carried], recipe: Recipe) -> Stored:
     """The float32 weights and moments among the state, in the recipe's format: whatever has more
-    than one element. Scalars (counts, learning rates) stay as they are.
+    than one element. Scalars (counts, learning rates) stay as they are, and so does all of a
+    function that computes no gradient: what comes back of it need not be a weight.
     """
     inputs: dict[int, Type] = {}
     outputs: dict[int, str] = {}
-    if recipe.state is None:
+    if recipe.state is None or not any(n.phase == BACKWARD for n in graph.walk()):
         return Stored()
     for c in carried:
         for i in range(c.count):

@@ -301,7 +301,7 @@ def test_casts_are_in_the_gradient_program() -> None:
 
     def step(given: Any) -> Any:
         value, grads = jax.value_and_grad(loss)(given)
-        return value, [g for g in grads["inputs"]]
+        return value, list(grads["inputs"])
 
     shapes = [(4, 6), (6, 8), (8, 8), (8, 2)]
     given = {"inputs": [jnp.asarray(normal(n, *s)) for n, s in enumerate(shapes)]}
