@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -304,7 +304,7 @@ class Walk:
             kind = replace(x.data.type, weak=False)
             made = self.made(op, [x.data, factor], kind, {"dtype": kind.dtype})
             known[x.data, ratio] = made
-            if ratio.powers and ratio.powers[0][0] == 0 and ratio.powers[0][1] > 0:
+            if ratio.powers and ratio.powers[0][0] == 0 and ratio.powers[0][1] < 0:
                 self.left.append(made)
         return known[x.data, ratio]
 
