@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,7 @@ class Numbers:
     """Bases are numbered over the whole program, so that scales mean the same in sub-programs."""
 
     count: int = 0
+    left: list[Operand] = field(default_factory=list)
 
     def new(self) -> int:
         self.count += 1
@@ -83,7 +84,7 @@ def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Grap
     walk.loose.update(guesses)
     walk.run()
     outputs = [walk.leaving(o) for o in graph.outputs]
-    return graph.with_(nodes=tuple(walk.nodes), outputs=tuple(outputs)), walk.left
+    return graph.with_(nodes=tuple(walk.nodes), outputs=tuple(outputs)), numbers.left
 
 
 def _scale_of_input(value: Value) -> Scale | None:
@@ -107,7 +108,8 @@ class Walk:
         self.bases: dict[int, Operand] = {}
         self.captured: dict[int, Value] = {}
         self.backward: set[Value] = set()
-        self.left: list[Operand] = []  # what is under the loss scale no more
+        # What is under the loss scale no more.
+        self.left: list[Operand] = numbers.left if parent is None else []
         self.loose: set[Operand] = set()  # parameters, brought to a good magnitude where read
         self._env: dict[Value, Scaled] = {}
         self._plain: dict[tuple[Operand, Scale], Operand] = {}
