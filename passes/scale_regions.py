@@ -67,6 +67,29 @@ def _brought(walk: Walk, inner: Walk) -> list[Operand]:
     return [walk.scalar(number) for number in inner.captured]
 
 
+def _add(
+    walk: Walk, new: Node, inner: Sequence[Walk], again: Sequence[tuple[int, int]] = ()
+) -> None:
+    """Add the node. What came from under the loss scale inside, in the last sub-programs of the
+    node, is seen to be finite in the results it went into; `again` pairs results with the inputs
+    of the sub-program that they become.
+    """
+    walk.add(new)
+    for walked, body in zip(reversed(inner), reversed(new.regions), strict=False):
+        reached, before = set(walked.left), -1
+        while len(reached) != before:
+            before = len(reached)
+            for node in body:
+                if any(o in reached for o in node.inputs):
+                    reached.update(node.outputs)
+            reached.update(body.inputs[i] for o, i in again if body.outputs[o] in reached)
+        walk.left += [
+            v
+            for v, o in zip(new.outputs, body.outputs, strict=True)
+            if o in reached and is_float(v.type.dtype) and v not in walk.left
+        ]
+
+
 def _call(walk: Walk, node: Node) -> list[Scaled]:
     """Remat and custom rules: scales made inside are results too."""
     xs, late = _given(walk, node.inputs)
@@ -84,7 +107,7 @@ def _call(walk: Walk, node: Node) -> list[Scaled]:
         params=params,
         regions=(body,),
     )
-    walk.add(new)
+    _add(walk, new, [inner])
     count = len(made)
     outside = {s: walk.base(v) for s, v in zip(fresh, new.outputs[count:], strict=True)}
     return [
@@ -107,7 +130,7 @@ def _shard_map(walk: Walk, node: Node) -> list[Scaled]:
         params={**node.params, "in_specs": specs},
         regions=(_body(inner, [x.data for x in made]),),
     )
-    walk.add(new)
+    _add(walk, new, [inner])
     return _results(new, made)
 
 
@@ -146,7 +169,8 @@ def _scan(walk: Walk, node: Node) -> list[Scaled]:
         params={**p, "num_consts": consts + len(inner.captured)},
         regions=(_body(inner, [*outputs, *(x.data for x in rest)], consts),),
     )  # fmt: skip
-    walk.add(new)
+    first = new.params["num_consts"]
+    _add(walk, new, [inner], [(i, first + i) for i in range(carry)])
     return _results(new, [*carried, *rest])
 
 
@@ -164,7 +188,6 @@ def _settled(
     """Run a loop's body until every carried value has a scale that its result can be given."""
     carried = start
     while True:
-        left = list(walk.numbers.left)
         inner, made = run(carried)
         after = [
             replace(x, scale=_first(walk, c)) if x.scale is None and c.scale is not None else x
@@ -173,7 +196,6 @@ def _settled(
         if after == carried:
             return inner, made, carried
         carried = after
-        walk.numbers.left[:] = left
 
 
 def _first(walk: Walk, x: Scaled) -> Scale:
@@ -206,7 +228,8 @@ def _while(walk: Walk, node: Node) -> list[Scaled]:
         regions=(_body(asked, [asked.leaving(o) for o in cond.outputs], of_cond),
                  _body(inner, outputs, of_body)),
     )  # fmt: skip
-    walk.add(new)
+    first = new.params["body_nconsts"]
+    _add(walk, new, [inner], [(i, first + i) for i in range(len(carried))])
     return _results(new, carried)
 
 
@@ -233,7 +256,7 @@ def _cond(walk: Walk, node: Node) -> list[Scaled]:
         inputs=[*(x.data for x in xs), *map(walk.scalar, captured)],
         regions=tuple(_body(b, o) for b, o in zip(branches, outputs, strict=True)),
     )
-    walk.add(new)
+    _add(walk, new, branches)
     return [
         Scaled(v, scale if is_float(v.type.dtype) else None, max(x.size for x in column))
         for v, scale, column in zip(new.outputs, scales, columns, strict=True)

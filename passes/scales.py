@@ -122,6 +122,8 @@ class Walk:
         self.bases: dict[int, Operand] = {}
         self.captured: dict[int, Value] = {}
         self.backward: set[Value] = set()
+        # What is under the loss scale no more.
+        self.left: list[Operand] = numbers.left if parent is None else []
         self.loose: set[Operand] = set()  # parameters, brought to a good magnitude where read
         self._env: dict[Value, Scaled] = {}
         self._plain: dict[tuple[Operand, Scale], Operand] = {}
@@ -328,11 +330,7 @@ class Walk:
     def plain(self, x: Scaled) -> Operand:
         if x.scale is None or x.scale == ONE:
             return x.data
-        value = self._multiplied("unscale", self._plain, x, x.scale)
-        under_loss = x.scale.powers and x.scale.powers[0][0] == 0
-        if under_loss and self.parent is None and value not in self.numbers.left:
-            self.numbers.left.append(value)
-        return value
+        return self._multiplied("unscale", self._plain, x, x.scale)
 
     def under(self, x: Scaled, scale: Scale | None) -> Operand:
         if x.scale is None or scale is None or x.scale == scale:
@@ -347,7 +345,10 @@ class Walk:
         if (x.data, ratio) not in known:
             factor = self.materialised(ratio)
             kind = replace(x.data.type, weak=False)
-            known[x.data, ratio] = self.made(op, [x.data, factor], kind, {"dtype": kind.dtype})
+            made = self.made(op, [x.data, factor], kind, {"dtype": kind.dtype})
+            known[x.data, ratio] = made
+            if ratio.powers and ratio.powers[0][0] == 0 and ratio.powers[0][1] < 0:
+                self.left.append(made)
         return known[x.data, ratio]
 
     def common(self, xs: Sequence[Scaled]) -> Scale | None:

@@ -145,20 +145,20 @@ def test_training_is_that_of_float32(step: Any, leading: Any) -> None:
 def test_an_overflow_skips_one_step(step: Any, leading: Any) -> None:
     """A batch whose gradient leaves float16 at this scale and at no smaller one's."""
     compiled, packed = started(step, leading)
-    packed = having(packed, loss_scale=2.0**10)
+    packed = having(packed, loss_scale=2.0**15)
     for n in range(3):
         packed, _ = compiled(packed, *batch_of(n, leading))
-    assert numbers(packed) == (2.0**10, 3)
+    assert numbers(packed) == (2.0**15, 3)
     kept = copied(packed)
     x, y = batch_of(3, leading)
-    after, loss = compiled(packed, x, y * 1e6)
+    after, loss = compiled(packed, x, y * 200)
     assert np.isfinite(loss)
-    assert numbers(after) == (2.0**9, 0)
+    assert numbers(after) == (2.0**14, 0)
     assert_bit_identical(after.tree, kept.tree)  # parameters, moments, counts, key, masks
     good, loss = compiled(after, x, y)
-    never, same = compiled(having(kept, loss_scale=2.0**9, good_steps=0), x, y)
+    never, same = compiled(having(kept, loss_scale=2.0**14, good_steps=0), x, y)
     assert_bit_identical((good, loss), (never, same))
-    assert numbers(good) == (2.0**9, 1)
+    assert numbers(good) == (2.0**14, 1)
     changed = [np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(
         jax.tree.leaves(good.tree["params"]), jax.tree.leaves(kept.tree["params"]), strict=True
     )]  # fmt: skip
@@ -188,10 +188,10 @@ def test_too_large_a_scale_comes_down(step: Any, leading: Any) -> None:
         packed, loss = compiled(packed, *batch_of(n, leading))
         assert np.isfinite(loss)
         scales.append(numbers(packed)[0])
-    ratios = {b / a for a, b in itertools.pairwise(scales)}
-    assert ratios == {0.5, 1.0}
+    ratios = [b / a for a, b in itertools.pairwise(scales)]
+    assert set(ratios) == {0.5, 1.0}
     assert scales[-1] == scales[-8]
-    assert int(packed.tree["step"]) == sum(a == b for a, b in itertools.pairwise(scales))
+    assert int(packed.tree["step"]) == ratios.count(1.0)
 
 
 def test_growth() -> None:

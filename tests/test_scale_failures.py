@@ -248,14 +248,19 @@ def test_powers_of_large_scales(power: int, recipe: str) -> None:
 def test_a_long_chain_by_the_same_weights() -> None:
     """Each product takes one more power of the weights' scale."""
 
-    def function(x: Any, w: Any) -> Any:
+    def linear(x: Any, w: Any) -> Any:
         for _ in range(24):
-            x = jnp.tanh(x) @ w if recurrent else x @ w
+            x = x @ w
+        return x
+
+    def recurrent(x: Any, w: Any) -> Any:
+        for _ in range(24):
+            x = jnp.tanh(x) @ w
         return x
 
     w = np.linalg.qr(normal(0, 16, 16))[0].astype(np.float16)
     x = normal(1, 4, 16)
-    for recurrent in (False, True):
+    for function in (linear, recurrent):
         check(with_gradient(function), stored([x, w], "scaled-32"), "scaled-32")
 
 
