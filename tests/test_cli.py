@@ -215,7 +215,7 @@ def test_compile_says_when_the_module_cannot_stand_alone(
         ("train.py:branches", ["--args", "f32"], "if x > 0:"),
         ("train.py:model", ["--args", "f32"], "it is model(w, x)"),
         ("train.py:step", ["--recipe", "fp9"], "did you mean 'fp8'?"),
-        ("train.py:step", ["--recipe", "16-mixed"], "not built yet"),
+        ("train.py:step", ["--recipe", "transformer-engine"], "not built yet"),
         ("train.py:step", ["--args", "f32[2"], "cannot read 'f32[2'"),
         ("train.py:step", ["--args", "f33[2]"], "there is no type 'f33'"),
         ("train.py:step", ["--args", "f32[a]"], "cannot read"),
@@ -300,12 +300,12 @@ def test_inspect_shows_the_report_and_the_passes(
         assert f"\n{stage} " in out
 
 
-@pytest.mark.parametrize("name", ["casts", "05_casts", "05_casts.ir"])
+@pytest.mark.parametrize("name", ["casts", "06_casts", "06_casts.ir"])
 def test_inspect_prints_the_text_of_a_pass(
     name: str, dumps: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["inspect", str(dumps / "fp8"), "--pass", name]) == 0
-    assert capsys.readouterr().out == (dumps / "fp8" / "05_casts.ir").read_text()
+    assert capsys.readouterr().out == (dumps / "fp8" / "06_casts.ir").read_text()
 
 
 def test_inspect_filters_by_op_and_scope(dumps: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -327,7 +327,10 @@ def test_inspect_filters_by_op_and_scope(dumps: Path, capsys: pytest.CaptureFixt
     ("args", "said"),
     [
         (["nowhere"], "there is no such folder"),
-        (["fp8", "--pass", "fuse"], "one of lower, simplify, storage, facts, assign, casts"),
+        (
+            ["fp8", "--pass", "fuse"],
+            "one of lower, simplify, storage, facts, scales, assign, casts",
+        ),
         (["fp8", "--scope", "nett/*"], "scopes: net"),
         (["fp8", "--scope", "net/h_1", "--op", "sin"], "operations there:"),
     ],
@@ -368,7 +371,7 @@ def test_the_same_is_status_0(
 @pytest.mark.parametrize(
     ("a", "b"),
     [("float32", "fp8"), ("fp8:assign", "fp8:casts"),
-     ("float32/05_casts.ir", "fp8/05_casts.ir"), ("float32:casts", "fp8/05_casts.ir")],
+     ("float32/06_casts.ir", "fp8/06_casts.ir"), ("float32:casts", "fp8/06_casts.ir")],
 )  # fmt: skip
 def test_a_difference_is_status_1_and_shown(
     a: str, b: str, dumps: Path, capsys: pytest.CaptureFixture[str]
@@ -385,9 +388,9 @@ def test_a_difference_is_status_1_and_shown(
 
 
 def test_places_count_only_when_asked_for(dumps: Path, tmp_path: Path) -> None:
-    text = (dumps / "fp8" / "05_casts.ir").read_text()
+    text = (dumps / "fp8" / "06_casts.ir").read_text()
     (tmp_path / "moved.ir").write_text(text.replace("@train.py:11:", "@train.py:99:"))
-    paths = [str(dumps / "fp8" / "05_casts.ir"), str(tmp_path / "moved.ir")]
+    paths = [str(dumps / "fp8" / "06_casts.ir"), str(tmp_path / "moved.ir")]
     assert main(["diff", *paths]) == 0
     assert main(["diff", *paths, "--places"]) == 1
 

@@ -83,7 +83,7 @@ def test_a_dump_reads_back_as_it_was(sound: Path, program: Program) -> None:
         assert read.graph == written.graph
     assert found.report == Report.of(program)
     assert found.module == program.emitted.text
-    assert found.file("casts") == sound / "05_casts.ir"
+    assert found.file("casts") == sound / "06_casts.ir"
 
 
 def test_the_module_runs_alone(sound: Path) -> None:
