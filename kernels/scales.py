@@ -24,7 +24,7 @@ def rescale(x: ArrayLike, factor: ArrayLike, dtype: DTypeLike) -> Array:
     and so may the factor, a power of two, where their product is not.
     """
     x = jnp.asarray(x)
-    wide = jnp.promote_types(x.dtype, jnp.float32)
+    wide = np.float64 if x.dtype == np.float64 else np.float32  # 8 bits promote to nothing
     return (x.astype(wide) * jnp.asarray(factor, wide)).astype(dtype)
 
 

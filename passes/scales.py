@@ -319,7 +319,7 @@ class Walk:
         if not isinstance(was, Literal) or isinstance(operand, Literal):
             return operand
         shape = node.outputs[0].type.shape
-        if not shape or node.op in ("clamp", "pad", "broadcast_in_dim"):
+        if not shape or node.op in ("clamp", "pad", "broadcast_in_dim") or "scatter" in node.op:
             return operand
         params = {"shape": shape, "broadcast_dimensions": (), "sharding": None}
         kind = Type(shape, operand.type.dtype)

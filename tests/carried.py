@@ -21,12 +21,13 @@ ULPS = 64  # of the largest element of a result: what another order of the same 
 def split(value: Any, random: np.random.RandomState) -> ScaledArray:
     """An array as a `ScaledArray` of float32 data that is worth exactly the same.
 
-    The scale is drawn from 2^-12 to 2^12, for 16 bits and fewer from 2^-3 to 2^3, and is one where
-    the array holds numbers that would leave its dtype or become subnormal.
+    The scale is drawn from 2^-12 to 2^12, for 16 bits from 2^-3 to 2^3, and is one where the array
+    holds numbers that would leave its dtype or become subnormal. For 8 bits it is always one: what
+    overflows there does not under another scale, which is what scales are for.
     """
     wide = np.asarray(value).astype(np.float64)
     dtype = np.dtype(value.dtype)
-    reach = 12 if dtype.itemsize >= 4 else 3
+    reach = {1: 0, 2: 3}.get(dtype.itemsize, 12)
     power = int(random.randint(-reach, reach + 1))
     with np.errstate(all="ignore"):
         data = (wide * 2.0**-power).astype(dtype)

@@ -351,9 +351,10 @@ def laws_seen(graph: Graph, inside: bool = False) -> Iterator[tuple[str, str]]:
         if node.op not in OPS or node.op in OURS or node.phase == UPDATE or complex_ones:
             continue
         after = {n.op for v in node.outputs for n in graph.users.get(v, ())}
+        returned = any(v in graph.outputs and is_float(v.type.dtype) for v in node.outputs)
         if true:
             yield node.op, TRUE
-        elif given_data and after & {"unscale", "rescale"}:
+        elif given_data and (after & {"unscale", "rescale"} or (inside and returned)):
             yield node.op, CARRIES
         elif given_data:
             yield node.op, RATIO
