@@ -15,7 +15,7 @@ from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.scaled_dot import scaled_dot
-from precir.kernels.scales import bounded, occupied_scale, rescale, rms_scale, scale_root
+from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
 from precir.scaled import ScaledArray
 
 __all__ = [
@@ -25,13 +25,13 @@ __all__ = [
     "ScaledArray",
     "all_finite",
     "amax",
+    "amax_scale",
     "bounded",
     "delayed_scale",
     "finite_amax",
     "merge_stats",
     "next_loss_scale",
     "observe",
-    "occupied_scale",
     "quantize",
     "recent_amax",
     "record_amax",

@@ -7,8 +7,6 @@ from jax import Array, lax
 from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
-from precir.scaled import ScaledArray
-
 SMALLEST_SCALE = 2.0**-126
 LARGEST_SCALE = 2.0**126
 _EXPONENT = -1 << 23  # the bits of sign and exponent of a float32
@@ -28,18 +26,21 @@ def rescale(x: ArrayLike, factor: ArrayLike, dtype: DTypeLike) -> Array:
     return (x.astype(wide) * jnp.asarray(factor, wide)).astype(dtype)
 
 
-def occupied_scale(x: ScaledArray) -> Array:
-    """The scale of ``x``, or 2^-126 if all its elements are zero, whose scale of one says nothing
-    of how large it is: what it is added to keeps its own.
+def amax_scale(x: Array) -> Array:
+    """The power of two 2^3 to 2^4 times below the largest finite magnitude of ``x``, under which
+    its elements are typically near one; a float32 scalar.
+
+    2^-126 where all is zero, so that it has no say in the scale of what it is added to; 1 where
+    something is infinite or NaN. Looks at bits, which is cheap on a CPU too.
     """
-    some = jnp.any((lax.abs(x.data) if x.data.dtype.itemsize > 2 else _magnitude(x.data)) != 0)
-    return jnp.where(some, x.scale, np.float32(SMALLEST_SCALE))
-
-
-def _magnitude(x: Array) -> Array:
-    """The bits of 16-bit or 8-bit numbers without their signs: cheaper to look at on a CPU."""
-    bits = lax.bitcast_convert_type(x, np.int16 if x.dtype.itemsize == 2 else np.int8)
-    return bits << np.array(1, bits.dtype)
+    kind = {1: np.int8, 2: np.int16, 4: np.int32, 8: np.int64}[x.dtype.itemsize]
+    bits = lax.bitcast_convert_type(lax.abs(x), kind)
+    largest = lax.bitcast_convert_type(jnp.max(bits, initial=0), x.dtype).astype(np.float32)
+    power = lax.bitcast_convert_type(
+        lax.bitcast_convert_type(largest, np.int32) & _EXPONENT, np.float32
+    )
+    found = lax.clamp(np.float32(SMALLEST_SCALE), power / 8, np.float32(LARGEST_SCALE))
+    return jnp.where(lax.is_finite(largest), found, np.float32(1))
 
 
 def scale_root(scale: Array, n: int) -> Array:

@@ -125,6 +125,7 @@ class Walk:
         # What is under the loss scale no more.
         self.left: list[Operand] = numbers.left if parent is None else []
         self.loose: set[Operand] = set()  # parameters, brought to a good magnitude where read
+        self.stored: dict[Operand, Value] = {}  # the data of those that come with a scale
         self._env: dict[Value, Scaled] = {}
         self._plain: dict[tuple[Operand, Scale], Operand] = {}
         self._under: dict[tuple[Operand, Scale], Operand] = {}
@@ -203,7 +204,21 @@ class Walk:
             data = self.scalar(0) if plain else self.under(Scaled(operand, ONE), begun)
             return Scaled(data, begun)
         x = self.of(operand)
-        return self.balanced(x) if operand in self.loose else x
+        if operand not in self.loose:
+            return x
+        return self.balanced(x) if self.roomy else self.brought(operand, x)
+
+    def brought(self, operand: Operand, x: Scaled) -> Scaled:
+        """A parameter near one: what is stored by its largest element, for it may be anything."""
+        data = self.stored.get(operand)
+        if data is None or x.scale is None:
+            return self.balanced(x)
+        if ("stored", operand) not in self._known:
+            made = self.made("amax_scale", [data], _SCALAR, {})
+            self._known["stored", operand] = self.base(made, x.size)
+        found: Scale = self._known["stored", operand]
+        near = self.under(Scaled(x.data, ONE), found)
+        return Scaled(near, x.scale * found, 0.0, x.blind, x.weight)
 
     def balanced(self, x: Scaled) -> Scaled:
         """Data brought back to a typical magnitude near one."""
@@ -257,13 +272,13 @@ class Walk:
         data = self.add(
             node.like(op="data_of", types=[replace(source.type, scale=None)], params={})
         )
-        op = "scale_of" if self.roomy else "occupied_scale"
-        scale = self.add(node.like(op=op, types=[_SCALAR], params={}))
+        scale = self.add(node.like(op="scale_of", types=[_SCALAR], params={}))
         wide = self.add(
             node.like(op="cast", inputs=[data], types=[kind], params={"dtype": kind.dtype})
         )
         size, seen = _size_of_stored(source.type.dtype), self.seen(node.outputs[0])
         base = self.base(scale, None if seen is None else seen - size)
+        self.stored[node.outputs[0]] = data
         return Scaled(wide, base, size, weight=True)
 
     def constant(self, node: Node) -> Scaled:

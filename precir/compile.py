@@ -120,6 +120,11 @@ class Compiled:
             return None
         return {name: self._stats[name].stats for name in self._stats}
 
+    @functools.cached_property
+    def _stored_plain(self) -> Compiled:
+        """The same for arguments as they are: what comes plain goes back plain."""
+        return self.with_recipe(self.recipe.replace(state=None))
+
     def with_recipe(self, recipe: str | Recipe) -> Compiled:
         """The same function, with the same options, under another recipe."""
         return Compiled(self._fn, find_recipe(recipe), self._options, self._ranges, self._stats)
@@ -205,7 +210,9 @@ class Compiled:
         traced = self._inner.trace(*plain_args, **plain_kwargs)
         program = self._program(traced, layout)
         if program.state and layout == PLAIN:
-            raise not_begun(program.state, self.recipe)
+            if program.state.extras:
+                raise not_begun(program.state, self.recipe)
+            program = self._stored_plain._program(traced, layout)
         dynamic, named = self._dynamic(args, kwargs)
         main, captured = program.main, program.captured
         fn, call = self._fn_of_dynamic(args, kwargs), lambda args, kwargs: main(*args, **kwargs)

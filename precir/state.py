@@ -209,19 +209,9 @@ def stored_as_given(graph: Graph, carried: Sequence[Carried], layout: Layout) ->
     return Stored(inputs, outputs)
 
 
-def check_given(
-    layout: Layout, wanted: Stored, extras: Sequence[Extra], labels: Sequence[str], recipe: Recipe
-) -> None:
-    """Raises `StateError` unless arguments of this layout carry what the recipe needs."""
-    have = {i: dtype for i, dtype, *_ in layout.scaled}
+def check_given(layout: Layout, extras: Sequence[Extra], recipe: Recipe) -> None:
+    """Raises `StateError` unless arguments of this layout carry what the program carries."""
     fix = "params, opt, batch = step.init(params, opt, batch), once, before the first step"
-    missing = [i for i, kind in wanted.inputs.items() if have.get(i) != kind.dtype]
-    if missing:
-        raise StateError(
-            f"recipe {recipe.name} keeps {labels[missing[0]]} in {recipe.state} between steps, and "
-            "it was given as a plain array",
-            fix=fix,
-        )
     given = {name: (shape, dtype) for name, shape, dtype in layout.state}
     for e in extras:
         kind = (e.initial.shape, e.initial.dtype.name)
@@ -245,8 +235,6 @@ def _kind(shape: tuple[int, ...], dtype: str) -> str:
 def not_begun(state: ProgramState, recipe: Recipe) -> StateError:
     """A step that was called on the user's own arguments."""
     what = [e.name for e in state.extras]
-    if state.stored and recipe.state is not None:
-        what.append(f"weights and moments in {recipe.state}")
     return StateError(
         f"recipe {recipe.name} carries {' and '.join(what)} from step to step, and these "
         "arguments have none yet",
@@ -276,16 +264,13 @@ class StateFinder:
         return find_state(self.graph, self.signature)
 
     def stored(self) -> Stored:
-        """What the passes are to take and return as `ScaledArray`s: what is given as such, or what
-        the recipe asks for; nothing of a function that has no state.
+        """What the passes are to take and return as `ScaledArray`s: what is given as such, and of
+        plain arguments what `init` makes; nothing of a function that has no state.
         """
         recipe, layout = self.recipe, self.layout
-        wanted = Stored()
-        if recipe.state is not None:
-            wanted = stored_by_recipe(self.graph, self.carried, recipe)
         if layout == PLAIN:
-            return wanted
-        check_given(layout, wanted, (), self.signature.labels(), recipe)
+            asked = recipe.state is not None
+            return stored_by_recipe(self.graph, self.carried, recipe) if asked else Stored()
         return stored_as_given(self.graph, self.carried, layout) if layout.scaled else Stored()
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
@@ -302,7 +287,7 @@ class StateFinder:
             raise no_state(recipe, name, ", ".join(e.name for e in extras))
         if layout == PLAIN:
             return ProgramState(stored, extras, self.carried[0], self.carried[0].parameter)
-        check_given(layout, Stored(), extras, (), recipe)
+        check_given(layout, extras, recipe)
         carrier = next((c for c in self.carried if c.parameter == layout.packed), None)
         if carrier is None:
             raise no_state(recipe, name, ", ".join(e.name for e in extras))

@@ -471,7 +471,10 @@ def test_same_computation(spec: Spec) -> None:
     check_float32(spec, bits=False)
 
 
-@pytest.mark.parametrize(("recipe", "room"), [("bf16-mixed", 0.1), ("fp8", 0.5)])
+LOW = [("bf16-mixed", 0.1), ("fp8", 0.5), ("scaled-32", 1e-3), ("scaled-16", 0.1)]
+
+
+@pytest.mark.parametrize(("recipe", "room"), LOW)
 def test_low_precision(recipe: str, room: float) -> None:
     @examples(5)
     @given(specs(SMOOTH))
@@ -482,7 +485,7 @@ def test_low_precision(recipe: str, room: float) -> None:
 
 
 @pytest.mark.sweep
-@pytest.mark.parametrize(("recipe", "room"), [("bf16-mixed", 0.1), ("fp8", 0.5)])
+@pytest.mark.parametrize(("recipe", "room"), LOW)
 def test_low_precision_sweep(recipe: str, room: float) -> None:
     @examples(100)
     @given(specs(SMOOTH))

@@ -35,7 +35,7 @@ CHUNKS = 32
 QUICK_STRIDE = 90
 SCATTER_STRIDE = 4  # scatters are 57% of all, and differ in dimension numbers
 TABLE = Path(__file__).parent / "golden" / "scales" / "laws.md"
-ARITHMETIC = {"scale_product", "scale_max", "scale_root", "rms_scale", "occupied_scale"}
+ARITHMETIC = {"scale_product", "scale_max", "scale_root", "rms_scale", "amax_scale"}
 
 
 # -- every primitive -------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def test_formats_with_room_measure_and_balance_nothing(recipe: str) -> None:
     compiled = precir.compile(make_step(), recipe=precir.recipe(recipe).replace(state=None))
     graph = compiled.program(*arguments()).graph
     ops = [n.op for n in graph.walk()]
-    for op in ("rms_scale", "scale_max", "scale_product", "occupied_scale"):
+    for op in ("rms_scale", "scale_max", "scale_product", "amax_scale"):
         assert op not in ops
 
 

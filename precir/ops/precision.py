@@ -153,9 +153,15 @@ def _rms_scale(node: Node, w: Writer) -> Template:
     return Template((f"{w.use('precir.kernels', 'rms_scale')}(", Hole(0, array=True), ")"))
 
 
-def _occupied_scale(node: Node, w: Writer) -> Template:
+def _amax_scale(node: Node, w: Writer) -> Template:
     del node
-    return Template((f"{w.use('precir.kernels', 'occupied_scale')}(", Hole(0), ")"))
+    return Template((f"{w.use('precir.kernels', 'amax_scale')}(", Hole(0, array=True), ")"))
+
+
+def _scale_of(node: Node, w: Writer) -> Template:
+    """Within the bounds of scales, whatever the user made: zero times infinity is no number."""
+    del node
+    return Template((f"{w.use('precir.kernels', 'bounded')}(", Hole(0, ATOM), ".scale)"))
 
 
 def _all_finite(node: Node, w: Writer) -> Template:
@@ -200,8 +206,8 @@ OPS: tuple[Op, ...] = (
     Op("all_finite", OWN, functions.anything, laws.unscaled, _all_finite),
     Op("next_loss_scale", OWN, functions.anything, laws.unscaled, _next_loss_scale),
     Op("data_of", OWN, functions.anything, laws.unscaled, _attribute("data")),
-    Op("scale_of", OWN, _a_scale, laws.unscaled, _attribute("scale")),
-    Op("occupied_scale", OWN, _a_scale, laws.unscaled, _occupied_scale),
+    Op("scale_of", OWN, _a_scale, laws.unscaled, _scale_of),
+    Op("amax_scale", OWN, _a_scale, laws.unscaled, _amax_scale),
     Op("merge_stats", OWN, functions.anything, laws.unscaled, _merge_stats),
     Op("dequantize", OWN, folds.dequantize, laws.unscaled, _dequantize),
     Op("element", OWN, functions.anything, laws.unscaled, _element),

@@ -348,7 +348,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "all_finite": _all_finite,
     "next_loss_scale": _next_loss_scale,
     "scale_of": _scale,
-    "occupied_scale": _scale,
+    "amax_scale": _scale,
     "element": _element,
     "finite_amax": _amax,
     "delayed_scale": _delayed_scale,
