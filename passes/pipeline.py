@@ -137,7 +137,10 @@ def _assign(state: State) -> State:
 
 
 def _casts(state: State) -> State:
-    return replace(state, graph=insert_casts(state.graph, state.assignment, state.recipe))
+    graph = insert_casts(state.graph, state.assignment, state.recipe)
+    if state.recipe.scaling == "propagated":
+        graph = drop_dead(graph)  # what is read in the format it was stored in alone
+    return replace(state, graph=graph)
 
 
 def _residuals(state: State) -> State:

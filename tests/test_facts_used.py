@@ -102,10 +102,14 @@ def test_the_report_says_what_a_tensor_holds() -> None:
     assert holds == ["[5.68e-06, 1]"] or holds[0].endswith(", 1]")
 
 
-def test_float32_infers_nothing() -> None:
-    compiled = precir.compile(positions)
-    assert compiled.program(jnp.ones(4000)).stages[2].name == "facts"
-    assert compiled.program(jnp.ones(4000)).assignment.kept == {}
+def test_float32_infers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("facts were inferred")
+
+    monkeypatch.setattr("precir.passes.pipeline.infer_facts", never)
+    assert precir.compile(positions).program(jnp.ones(4000)).assignment.kept == {}
+    with pytest.raises(AssertionError, match="facts were inferred"):
+        precir.compile(positions, recipe="bf16-mixed").program(jnp.ones(4000))
 
 
 def test_what_was_seen_past_a_format_does_not_get_it() -> None:
