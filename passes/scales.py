@@ -373,8 +373,6 @@ class Walk:
             return next(iter(scales), None)
         if len({x.scale.powers for x in given if x.scale}) == 1:
             return max(given, key=lambda x: x.magnitude).scale
-        if self.roomy:  # whichever needs the least work
-            return max(given, key=lambda x: math.prod(x.type.shape)).scale
         meant = [x.scale.shifted(_whole(x.size)) for x in given if x.scale]
         key = ("max", *sorted(set(meant), key=lambda s: (s.powers, s.exponent)))
         if key not in self._known:
