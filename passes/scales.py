@@ -27,7 +27,7 @@ from precir.passes.facts import Facts
 
 BAND = 1.0  # how far, in powers of two, the guessed typical magnitude may be from one
 WIDE_BAND = 30.0  # the same of data in float32
-BLIND = 6  # products after which a gradient that comes out of a layer is measured
+BLIND = 6  # products after which a gradient is measured before the next; so is where it begins
 JOINED = 2  # products that a branch has and what it joins has not: the sum is measured
 _SCALAR = Type((), "float32")
 _LINEAR = frozenset({
@@ -168,6 +168,8 @@ class Walk:
             return self.unscaled(node)
         if has_rule(node):
             return through_regions(self, node)
+        if node.phase == BACKWARD and self.options.measure and _multiplies(node):
+            self.look_at(node)
         xs = [self.read(o, i) for i, o in enumerate(node.inputs)]
         return op_named(node.op).scale(node, xs, self)
 
@@ -183,6 +185,8 @@ class Walk:
             x = replace(x, scale=ONE)
         if node.phase != BACKWARD:
             x = replace(x, blind=0)
+        elif any(isinstance(o, Literal) and self.begins(o, i) for i, o in enumerate(node.inputs)):
+            x = replace(x, blind=BLIND)  # how large a loss makes it is anybody's guess
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
             return x
         x = self.bounded(value, x)
@@ -198,7 +202,8 @@ class Walk:
         """An operand of the model; parameters are brought to a good magnitude where they are read,
         and stay as they came for the update.
         """
-        if isinstance(operand, Literal) and self.begins(operand, index):
+        scaled = self.options.loss is not None
+        if scaled and isinstance(operand, Literal) and self.begins(operand, index):
             begun = Scale(0, ((0, -1),))
             plain = operand.type.dtype == "float32"
             data = self.scalar(0) if plain else self.under(Scaled(operand, ONE), begun)
@@ -244,9 +249,9 @@ class Walk:
         return replace(x, size=min(x.size, bound))
 
     def begins(self, literal: Literal, index: int) -> bool:
-        """Whether a gradient begins here: with one, which is multiplied by the loss scale."""
+        """Whether a gradient begins here: with one."""
         node = self._at
-        if self.options.loss is None or node is None or node.phase != BACKWARD:
+        if node is None or node.phase != BACKWARD:
             return False
         if literal.value != 1.0 or not is_float(literal.type.dtype):
             return False
@@ -409,14 +414,13 @@ class Walk:
         rooted = Scale(even.exponent // n, tuple((b, p // n) for b, p in even.powers))
         return self.under(x, even), rooted, x.size + rest
 
-    def passed(self, product: Scaled) -> Scaled:
-        node = self._at
-        gradient = node is not None and node.phase == BACKWARD and node.outputs[0] in self.leading
-        if not self.options.measure or not gradient or product.blind < BLIND:
-            return product
-        assert node is not None
-        known = self.bounded(node.outputs[0], product)
-        return self.measured(self.balanced(known))
+    def look_at(self, node: Node) -> None:
+        """Measure the gradients that a product reads, where too much of them has been guessed."""
+        for o in node.inputs:
+            if isinstance(o, Value) and o in self.backward and o not in self.loose:
+                x = self.of(o)
+                if x.blind >= BLIND and x.scale is not None and x.type.rank:
+                    self._env[o] = self.measured(x)
 
     def joins(self, node: Node) -> bool:
         """Whether a gradient is the sum of one that went through products and one that did not: of
@@ -534,6 +538,10 @@ def _fan_in(graph: Graph, value: Value) -> int:
                 index = node.inputs.index(value)
                 waiting.append((node.regions[0], node.regions[0].inputs[index]))
     return 0
+
+
+def _multiplies(node: Node) -> bool:
+    return op_named(node.op).keeps in (Keeps.PRODUCT, Keeps.CONVOLUTION)
 
 
 def _operands(node: Node) -> list[Operand]:

@@ -96,8 +96,7 @@ def bilinear(terms: Callable[[Node], float]) -> Law:
             scale = _times(*(s and b.named(s) for s in (x.scale, y.scale)))
         made = b.emit(node, [x.data, y.data, *(b.plain(r) for r in rest)])
         size = x.size + y.size + _growth(terms(node), _positive(b, 0, 1))
-        product = Scaled(made.outputs[0], scale, size, _blind(xs[:2]) + 1)
-        return [b.passed(product) if x.weight != y.weight else product]
+        return [Scaled(made.outputs[0], scale, size, _blind(xs[:2]) + 1)]
 
     return law
 

@@ -115,9 +115,6 @@ class Builder(Protocol):
         that root instead of the scale.
         """
 
-    def passed(self, product: Scaled) -> Scaled:
-        """What went through a layer: under a measured scale where too much has been guessed."""
-
     def typical(self, scale: Scale) -> float:
         """log2 of a scale, as far as it can be guessed."""
 
