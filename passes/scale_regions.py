@@ -38,7 +38,7 @@ def _inner(
     inner = Walk(region, options or walk.options, walk.facts, walk.numbers, walk)
     for value, x, late in zip(region.inputs, taken, backward, strict=True):
         scale = x.scale if is_float(value.type.dtype) else None
-        inner.take(value, Scaled(value, scale, x.size, x.blind, x.weight))
+        inner.take(value, Scaled(value, scale, x.size, x.blind, x.raw))
         if late:
             inner.backward.add(value)
     inner.run()

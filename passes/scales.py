@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from precir.domains.fact import Fact
+from precir.domains.fact import UNKNOWN, Fact
 from precir.domains.stats import Stats
 from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Type, Value
 from precir.ops import Keeps, op_named
@@ -87,12 +87,11 @@ def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Grap
     if options.loss is not None:
         walk.bases[0] = options.loss
     guesses = parameter_sizes(graph) if options.band is not None else {}
-    weights = set(guesses) or {v for v in graph.inputs if v.type.rank > 1}
     for value in graph.inputs:
-        entering = Scaled(
-            value, _scale_of_input(value), guesses.get(value, 0.0), weight=value in weights
-        )
-        walk.take(value, walk.bounded(value, entering))
+        entering = Scaled(value, _scale_of_input(value), guesses.get(value, 0.0))
+        known = value in guesses or walk.is_known(value)
+        raw = not known and options.measure and value.type.rank > 0
+        walk.take(value, replace(walk.bounded(value, entering), raw=raw))
         if options.measure and value.hint.startswith("cotangent") and value.type.rank:
             walk.take(value, walk.measured(entering))
     walk.loose.update(guesses)
@@ -170,6 +169,8 @@ class Walk:
             return through_regions(self, node)
         if node.phase == BACKWARD and self.options.measure and _multiplies(node):
             self.look_at(node)
+        if op_named(node.op).keeps is not Keeps.MOVE:
+            self.size_up(node)
         xs = [self.read(o, i) for i, o in enumerate(node.inputs)]
         return op_named(node.op).scale(node, xs, self)
 
@@ -223,7 +224,7 @@ class Walk:
             self._known["stored", operand] = self.base(made, x.size)
         found: Scale = self._known["stored", operand]
         near = self.under(Scaled(x.data, ONE), found)
-        return Scaled(near, x.scale * found, 0.0, x.blind, x.weight)
+        return Scaled(near, x.scale * found, 0.0, x.blind)
 
     def balanced(self, x: Scaled) -> Scaled:
         """Data brought back to a typical magnitude near one."""
@@ -284,7 +285,7 @@ class Walk:
         size, seen = _size_of_stored(source.type.dtype), self.seen(node.outputs[0])
         base = self.base(scale, None if seen is None else seen - size)
         self.stored[node.outputs[0]] = data
-        return Scaled(wide, base, size, weight=True)
+        return Scaled(wide, base, size)
 
     def constant(self, node: Node) -> Scaled:
         value = node.outputs[0]
@@ -413,6 +414,22 @@ class Walk:
         even = scale.shifted(-rest)
         rooted = Scale(even.exponent // n, tuple((b, p // n) for b, p in even.powers))
         return self.under(x, even), rooted, x.size + rest
+
+    def is_known(self, value: Value) -> bool:
+        """Whether something was seen or said of how large an argument is."""
+        if self.seen(value) is not None:
+            return True
+        fact = None if self.facts is None else self.facts[value]
+        return fact is not None and fact.basis != UNKNOWN
+
+    def size_up(self, node: Node) -> None:
+        """Bring what is given as it is near one by its largest element, where it is used first."""
+        for o in node.inputs:
+            x = self.of(o)
+            if x.raw and isinstance(x.data, Value) and x.scale is not None and x.type.rank:
+                found = self.base(self.made("amax_scale", [x.data], _SCALAR, {}), x.size)
+                near = self.under(Scaled(x.data, ONE), found)
+                self._env[o] = Scaled(near, x.scale * found, 0.0)  # type: ignore[index]
 
     def look_at(self, node: Node) -> None:
         """Measure the gradients that a product reads, where too much of them has been guessed."""

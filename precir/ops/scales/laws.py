@@ -46,7 +46,7 @@ def pad(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
 def _of(value: Value, x: Scaled) -> Scaled:
     if not is_float(value.type.dtype):
         return Scaled(value, None)
-    return Scaled(value, x.scale, x.size, x.blind, x.weight)
+    return Scaled(value, x.scale, x.size, x.blind, x.raw)
 
 
 def each(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:

@@ -73,14 +73,14 @@ class Scaled:
         floating-point number at all.
       size: log2 of the typical magnitude of the data's elements, as far as it can be guessed.
       blind: how many products the guess has gone through since something was measured.
-      weight: whether it is a parameter, or one moved.
+      raw: whether it came as it is, moved at most, and nobody knows how large it is.
     """
 
     data: Operand
     scale: Scale | None
     size: float = 0.0
     blind: int = 0
-    weight: bool = False
+    raw: bool = False
 
     @property
     def type(self) -> Type:
