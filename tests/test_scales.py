@@ -81,7 +81,7 @@ def test_two_scales_a_layer_are_measured_at_most(recipe: str) -> None:
     rows = {r.layer: r for r in report.rescales}
     layers = [rows[f"h_{i}"] for i in range(3)]
     assert [r.measured for r in layers] == [1, 1, 1]  # of one branch each
-    assert sum(r.measured for r in report.rescales) <= 3
+    assert sum(r.measured for r in report.rescales) <= 4  # and where the gradient begins
     assert all(r.free for r in layers)
     assert "Changes of scale, by layer" in str(report)
 
