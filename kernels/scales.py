@@ -27,7 +27,7 @@ def rescale(x: ArrayLike, factor: ArrayLike, dtype: DTypeLike) -> Array:
 
 
 def amax_scale(x: Array) -> Array:
-    """The power of two 2^3 to 2^4 times below the largest finite magnitude of ``x``, under which
+    """The power of two 2^2 to 2^3 times below the largest finite magnitude of ``x``, under which
     its elements are typically near one; a float32 scalar.
 
     2^-126 where all is zero, so that it has no say in the scale of what it is added to; 1 where
@@ -39,7 +39,7 @@ def amax_scale(x: Array) -> Array:
     power = lax.bitcast_convert_type(
         lax.bitcast_convert_type(largest, np.int32) & _EXPONENT, np.float32
     )
-    found = lax.clamp(np.float32(SMALLEST_SCALE), power / 8, np.float32(LARGEST_SCALE))
+    found = lax.clamp(np.float32(SMALLEST_SCALE), power / 4, np.float32(LARGEST_SCALE))
     return jnp.where(lax.is_finite(largest), found, np.float32(1))
 
 
