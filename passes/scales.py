@@ -86,10 +86,11 @@ def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Grap
     walk = Walk(graph, options, facts, numbers)
     if options.loss is not None:
         walk.bases[0] = options.loss
+    updated = {o for n in graph if n.phase == UPDATE for o in n.inputs}
     guesses = parameter_sizes(graph) if options.band is not None else {}
     for value in graph.inputs:
         entering = Scaled(value, _scale_of_input(value), guesses.get(value, 0.0))
-        known = value in guesses or walk.is_known(value)
+        known = value in updated or walk.is_known(value)
         raw = not known and options.measure and value.type.rank > 0
         walk.take(value, replace(walk.bounded(value, entering), raw=raw))
         if options.measure and value.hint.startswith("cotangent") and value.type.rank:
