@@ -27,7 +27,7 @@ def rescale(x: ArrayLike, factor: ArrayLike, dtype: DTypeLike) -> Array:
 
 
 def amax_scale(x: Array) -> Array:
-    """The power of two 2^2 to 2^3 times below the largest finite magnitude of ``x``, under which
+    """The power of two 2^2 to 2^3 times below the largest magnitude of ``x``, under which
     its elements are typically near one; a float32 scalar.
 
     2^-126 where all is zero, so that it has no say in the scale of what it is added to; 1 where

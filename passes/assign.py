@@ -219,7 +219,9 @@ class _Walk:
         """What it reads is read as it is, so that neither it nor the factor leaves a format."""
         source = node.inputs[0]
         wide = _is_wide(node.outputs[0].type.dtype)
-        if wide and (source in self.soft or self.assignment.dtype(source) != "float32"):
+        if source in self.soft:
+            self.soft.update(node.outputs)  # wide readers get all of its digits
+        elif wide and self.assignment.dtype(source) != "float32":
             self.assignment.result[node.outputs[0]] = self.recipe.compute
         self.assignment.compute[node] = "natural"
 

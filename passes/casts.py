@@ -178,6 +178,8 @@ class _Rewriter:
 
     def rescaled(self, node: Node) -> Node | None:
         """The multiplication by a known power of two that alone reads a product."""
+        if node.op != "dot_general" or node.params.get("out_sharding") is not None:
+            return None
         readers = self.graph.users.get(node.outputs[0], ())
         if len(readers) != 1 or node.outputs[0] in self.graph.outputs:
             return None

@@ -121,6 +121,7 @@ def _shard_map(walk: Walk, node: Node) -> list[Scaled]:
     from jax.sharding import PartitionSpec
 
     xs, late = _given(walk, node.inputs)
+    xs = [walk.sized_up(o, x) if x.raw else x for o, x in zip(node.inputs, xs, strict=True)]
     inner = _inner(walk, node.regions[0], xs, late, replace(walk.options, measure=False))
     made = [_known_outside(walk, inner, inner.of(o)) for o in inner.graph.outputs]
     everywhere: Any = PartitionSpec

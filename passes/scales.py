@@ -170,8 +170,6 @@ class Walk:
             return through_regions(self, node)
         if node.phase == BACKWARD and self.options.measure and _multiplies(node):
             self.look_at(node)
-        if op_named(node.op).keeps is not Keeps.MOVE:
-            self.size_up(node)
         xs = [self.read(o, i) for i, o in enumerate(node.inputs)]
         return op_named(node.op).scale(node, xs, self)
 
@@ -211,6 +209,8 @@ class Walk:
             data = self.scalar(0) if plain else self.under(Scaled(operand, ONE), begun)
             return Scaled(data, begun)
         x = self.of(operand)
+        if x.raw and not _passes_on(self._at):
+            return self.sized_up(operand, x)
         if operand not in self.loose:
             return x
         return self.balanced(x) if self.roomy else self.brought(operand, x)
@@ -423,14 +423,16 @@ class Walk:
         fact = None if self.facts is None else self.facts[value]
         return fact is not None and fact.basis != UNKNOWN
 
-    def size_up(self, node: Node) -> None:
-        """Bring what is given as it is near one by its largest element, where it is used first."""
-        for o in node.inputs:
-            x = self.of(o)
-            if x.raw and isinstance(x.data, Value) and x.scale is not None and x.type.rank:
-                found = self.base(self.made("amax_scale", [x.data], _SCALAR, {}), x.size)
-                near = self.under(Scaled(x.data, ONE), found)
-                self._env[o] = Scaled(near, x.scale * found, 0.0)  # type: ignore[index]
+    def sized_up(self, operand: Operand, x: Scaled) -> Scaled:
+        """What is given as it is, brought near one by its largest element."""
+        if x.scale is None or not x.type.rank:
+            return x
+        if ("raw", operand) not in self._known:
+            made = self.made("amax_scale", [x.data], _SCALAR, {})
+            self._known["raw", operand] = self.base(made, x.size)
+        found: Scale = self._known["raw", operand]
+        near = self.under(Scaled(x.data, ONE), found)
+        return Scaled(near, x.scale * found)
 
     def look_at(self, node: Node) -> None:
         """Measure the gradients that a product reads, where too much of them has been guessed."""
@@ -515,6 +517,13 @@ class Walk:
     def add(self, node: Node) -> Value:
         self.nodes.append(node)
         return node.outputs[0]
+
+
+def _passes_on(node: Node | None) -> bool:
+    """Whether a node makes nothing of what it is given: it moves it, or hands it in."""
+    from precir.passes.scale_regions import has_rule
+
+    return node is not None and (op_named(node.op).keeps is Keeps.MOVE or has_rule(node))
 
 
 def _multiplies(node: Node) -> bool:

@@ -146,3 +146,24 @@ def share_near_one(step: precir.Compiled, args: tuple) -> float:  # type: ignore
     made = load(emit(graph, signature)).main(*args)
     sizes = [np.log2(np.sqrt(np.mean(np.square(np.asarray(v, np.float64))))) for v in made]
     return float(np.mean([abs(s) <= 2 for s in sizes]))
+
+
+def test_devices_agree_on_the_scale_of_what_they_are_given() -> None:
+    """Each holds numbers of another size, and their sum needs one scale."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("d",))
+    spec = jax.sharding.PartitionSpec("d")
+
+    @jax.shard_map(mesh=mesh, in_specs=spec, out_specs=jax.sharding.PartitionSpec())
+    def total(x: jax.Array) -> jax.Array:
+        return jax.lax.psum(jnp.sum(x * x, axis=0, keepdims=True), "d")
+
+    x = jnp.asarray([1.0, 8.0, 64.0, 512.0])[:, None] * jnp.linspace(1.0, 2.0, 6)
+    got = precir.compile(total, recipe="scaled-16")(x)
+    np.testing.assert_allclose(got, total(x), rtol=4e-3)
+
+
+def test_losses_see_all_digits_of_their_targets() -> None:
+    """An argument is rounded where it is read in fewer bits, not before."""
+    y = jnp.asarray([1.0001, 0.9999, 1.00005, 0.5])
+    step = precir.compile(jax.value_and_grad(lambda y: jnp.sum(jnp.exp(y))), recipe="scaled-16")
+    np.testing.assert_allclose(step(y)[0], np.sum(np.exp(np.asarray(y, np.float64))), rtol=1e-6)

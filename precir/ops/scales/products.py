@@ -132,7 +132,6 @@ def _reduced(node: Node) -> float:
 reduce_sum = _summed(_reduced)
 cumsum = _summed(lambda node: node.inputs[0].type.shape[node.params["axis"]] / 2)
 window_sum = _summed(lambda node: math.prod(node.params["window_dimensions"]))
-psum = _summed(lambda node: 1)  # devices are few, and how many is not always known
 
 
 def reduce_prod(node: Node, xs: Sequence[Scaled], b: Builder) -> list[Scaled]:
