@@ -9,6 +9,8 @@ JOBS ?= 2
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 FAST := not slow and not sweep
+ELSEWHERE := absl-py jax jaxlib markdown-it-py mdurl ml-dtypes networkx numpy opt-einsum pygments \
+	rich scipy # what requirements.lock holds already
 
 .DEFAULT_GOAL := help
 .PHONY: help setup example test quick test-newest lint types fmt lock clean
@@ -45,19 +47,25 @@ lock: ## resolve requirements.lock anew, to the newest releases (needs uv)
 	uv pip compile --universal --generate-hashes --upgrade --python-version 3.11 \
 		--extra test --extra dev --custom-compile-command "make lock" \
 		--quiet --output-file requirements.lock pyproject.toml
+	uv pip compile --universal --generate-hashes --python-version 3.11 --constraint requirements.lock \
+		--extra cuda $(addprefix --no-emit-package ,$(ELSEWHERE)) --no-annotate \
+		--custom-compile-command "make lock" --quiet --output-file requirements-cuda.lock pyproject.toml
 
 clean: ## remove what was built, the environments too
 	rm -rf .venv .venv-newest build dist out *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two stamps: only a new lock rebuilds the environment, a new pyproject.toml reinstalls precir alone.
-$(VENV)/.locked: requirements.lock
+# What compiles for GPUs goes into a folder of its own, which the tests find: where there is no GPU,
+# JAX logs that at each start once its CUDA plugin is in the environment.
+$(VENV)/.locked: requirements.lock requirements-cuda.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "precir needs Python 3.11 or newer, and '$(PYTHON)' is not one." \
 			"Name another: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@echo "Installing into $(VENV): a few minutes the first time."
 	$(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install -qq --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install -qq --require-hashes --no-deps --target $(VENV)/cuda -r requirements-cuda.lock
 	@touch $@
 
 $(SETUP): $(VENV)/.locked pyproject.toml

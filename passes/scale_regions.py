@@ -38,7 +38,7 @@ def _inner(
     inner = Walk(region, options or walk.options, walk.facts, walk.numbers, walk)
     for value, x, late in zip(region.inputs, taken, backward, strict=True):
         scale = x.scale if is_float(value.type.dtype) else None
-        inner.take(value, Scaled(value, scale, x.size, x.blind, x.raw))
+        inner.take(value, replace(x, data=value, scale=scale))
         if late:
             inner.backward.add(value)
     inner.run()
@@ -111,7 +111,7 @@ def _call(walk: Walk, node: Node) -> list[Scaled]:
     count = len(made)
     outside = {s: walk.base(v) for s, v in zip(fresh, new.outputs[count:], strict=True)}
     return [
-        Scaled(v, outside.get(x.scale, x.scale) if x.scale else None, x.size, x.blind)
+        replace(x, data=v, scale=outside.get(x.scale, x.scale) if x.scale else None, raw=False)
         for v, x in zip(new.outputs, made, strict=False)
     ]
 
@@ -141,7 +141,7 @@ def _known_outside(walk: Walk, inner: Walk, x: Scaled) -> Scaled:
 
 def _results(new: Node, made: Sequence[Scaled]) -> list[Scaled]:
     return [
-        Scaled(v, x.scale if is_float(v.type.dtype) else None, x.size, x.blind)
+        replace(x, data=v, scale=x.scale if is_float(v.type.dtype) else None, raw=False)
         for v, x in zip(new.outputs, made, strict=True)
     ]
 

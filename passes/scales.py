@@ -23,12 +23,14 @@ from precir.domains.stats import Stats
 from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Type, Value
 from precir.ops import Keeps, op_named
 from precir.ops.scales.scaled import ONE, Scale, Scaled, is_float
+from precir.passes.drift import KNOWN, Drift, Drifts, is_product
 from precir.passes.facts import Facts
 from precir.passes.sizes import parameter_sizes, size_of_stored
 
 BAND = 1.0  # how far, in powers of two, the guessed typical magnitude may be from one
 WIDE_BAND = 30.0  # the same of data in float32
 BLIND = 6  # products after which a gradient is measured before the next; so is where it begins
+DEGREE = 12  # factors that are multiplied, on the way forward, before some are measured
 JOINED = 2  # products that a branch has and what it joins has not: the sum is measured
 _SCALAR = Type((), "float32")
 _LINEAR = frozenset({
@@ -64,6 +66,7 @@ class Numbers:
     count: int = 0
     typical: dict[int, float] = field(default_factory=dict)
     left: list[Operand] = field(default_factory=list)
+    drifts: Drifts = field(default_factory=Drifts)
 
     def new(self) -> int:
         self.count += 1
@@ -89,7 +92,8 @@ def propagate(graph: Graph, options: Options, facts: Facts | None) -> tuple[Grap
     updated = {o for n in graph if n.phase == UPDATE for o in n.inputs}
     guesses = parameter_sizes(graph) if options.band is not None else {}
     for value in graph.inputs:
-        entering = Scaled(value, _scale_of_input(value), guesses.get(value, 0.0))
+        drift = numbers.drifts.new() if value.type.rank else KNOWN
+        entering = Scaled(value, _scale_of_input(value), guesses.get(value, 0.0), drift=drift)
         known = value in updated or walk.is_known(value)
         raw = not known and options.measure and value.type.rank > 0
         walk.take(value, replace(walk.bounded(value, entering), raw=raw))
@@ -168,13 +172,17 @@ class Walk:
             return self.unscaled(node)
         if has_rule(node):
             return through_regions(self, node)
-        if node.phase == BACKWARD and self.options.measure and _multiplies(node):
+        if self.options.measure and node.phase == BACKWARD and _multiplies(node):
             self.look_at(node)
+        elif self.options.measure and is_product(node):
+            self.look_ahead(node)
         xs = [self.read(o, i) for i, o in enumerate(node.inputs)]
         return op_named(node.op).scale(node, xs, self)
 
     def settled(self, node: Node, value: Value, x: Scaled) -> Scaled:
         """A result as it is carried on: measured or balanced where it has to be."""
+        from precir.passes.scale_regions import has_rule
+
         floats = is_float(value.type.dtype)
         if not floats:
             return Scaled(x.data, None)
@@ -185,6 +193,9 @@ class Walk:
             x = replace(x, scale=ONE)
         if node.phase != BACKWARD:
             x = replace(x, blind=0)
+            if not has_rule(node):  # a true value is what it is
+                known = (x.scale is None or x.scale == ONE) and not x.raw
+                x = replace(x, drift=KNOWN if known else self.drift(node))
         elif any(isinstance(o, Literal) and self.begins(o, i) for i, o in enumerate(node.inputs)):
             x = replace(x, blind=BLIND)  # how large a loss makes it is anybody's guess
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
@@ -225,7 +236,7 @@ class Walk:
             self._known["stored", operand] = self.base(made, x.size)
         found: Scale = self._known["stored", operand]
         near = self.under(Scaled(x.data, ONE), found)
-        return Scaled(near, x.scale * found, 0.0, x.blind)
+        return Scaled(near, x.scale * found, 0.0, x.blind, drift=x.drift)
 
     def balanced(self, x: Scaled) -> Scaled:
         """Data brought back to a typical magnitude near one."""
@@ -248,7 +259,7 @@ class Walk:
         if not math.isfinite(largest) or largest == 0:
             return x
         bound = math.log2(largest) - x.scale.exponent
-        return replace(x, size=min(x.size, bound))
+        return replace(x, size=min(x.size, bound), drift=KNOWN if bound <= DEGREE else x.drift)
 
     def begins(self, literal: Literal, index: int) -> bool:
         """Whether a gradient begins here: with one."""
@@ -286,7 +297,7 @@ class Walk:
         size, seen = size_of_stored(source.type.dtype), self.seen(node.outputs[0])
         base = self.base(scale, None if seen is None else seen - size)
         self.stored[node.outputs[0]] = data
-        return Scaled(wide, base, size)
+        return Scaled(wide, base, size, drift=self.numbers.drifts.new())
 
     def constant(self, node: Node) -> Scaled:
         value = node.outputs[0]
@@ -432,7 +443,7 @@ class Walk:
             self._known["raw", operand] = self.base(made, x.size)
         found: Scale = self._known["raw", operand]
         near = self.under(Scaled(x.data, ONE), found)
-        return Scaled(near, x.scale * found)
+        return Scaled(near, x.scale * found, drift=x.drift)
 
     def look_at(self, node: Node) -> None:
         """Measure the gradients that a product reads, where too much of them has been guessed."""
@@ -441,6 +452,20 @@ class Walk:
                 x = self.of(o)
                 if x.blind >= BLIND and x.scale is not None and x.type.rank:
                     self._env[o] = self.measured(x)
+
+    def drift(self, node: Node) -> Drift:
+        given = [self.of(o).drift for o in node.inputs if is_float(o.type.dtype)]
+        return self.numbers.drifts.of(node, given)
+
+    def look_ahead(self, node: Node) -> None:
+        """Measure factors of a product of too many, those of most factors first."""
+        degree = self.numbers.drifts.degree
+        operands = [o for o in dict.fromkeys(node.inputs) if isinstance(o, Value)]
+        for o in sorted(operands, key=lambda o: -degree(self.of(o).drift)):
+            x = self.of(o)
+            made = x.scale is not None and x.type.rank and degree(x.drift) > 1
+            if made and degree(self.drift(node)) > DEGREE:
+                self._env[o] = self.measured(x)
 
     def joins(self, node: Node) -> bool:
         """Whether a gradient is the sum of one that went through products and one that did not: of
@@ -468,7 +493,7 @@ class Walk:
         assert x.scale is not None
         found = self.base(self.made("rms_scale", [x.data], _SCALAR, {}), x.size)
         data = self.under(Scaled(x.data, ONE), found)
-        return Scaled(data, x.scale * found, 0.0, 0)
+        return Scaled(data, x.scale * found, drift=self.numbers.drifts.new())
 
     # -- scalars ---------------------------------------------------------------------------------
 

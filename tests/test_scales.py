@@ -167,3 +167,29 @@ def test_losses_see_all_digits_of_their_targets() -> None:
     y = jnp.asarray([1.0001, 0.9999, 1.00005, 0.5])
     step = precir.compile(jax.value_and_grad(lambda y: jnp.sum(jnp.exp(y))), recipe="scaled-16")
     np.testing.assert_allclose(step(y)[0], np.sum(np.exp(np.asarray(y, np.float64))), rtol=1e-6)
+
+
+def test_powers_of_a_guess_are_measured() -> None:
+    """Every product is off by the same factor: five squarings make it the 32nd power of it."""
+
+    def squared(x: jax.Array) -> jax.Array:
+        for _ in range(5):
+            x = x @ x / 4
+        return x
+
+    x = jnp.asarray(np.random.default_rng(0).uniform(0.5, 1, (4, 4)), jnp.float32)
+    compiled = precir.compile(squared, recipe="scaled-16")
+    np.testing.assert_allclose(compiled(x), squared(x), rtol=0.05)
+    assert 1 <= sum(r.measured for r in compiled.report(x).rescales) <= 3
+
+
+def test_what_is_divided_by_its_own_size_is_known() -> None:
+    """Normalised, a sum over many layers needs no measuring before its next product."""
+
+    def stack(x: jax.Array, w: jax.Array) -> jax.Array:
+        for _ in range(20):
+            x = x + jnp.tanh(x * jax.lax.rsqrt(jnp.mean(x * x, -1, keepdims=True) + 1e-6) @ w) @ w
+        return x
+
+    report = precir.compile(stack, recipe="scaled-16").report(jnp.ones((8, 16)), jnp.eye(16))
+    assert sum(r.measured for r in report.rescales) == 0

@@ -74,6 +74,7 @@ class Scaled:
       size: log2 of the typical magnitude of the data's elements, as far as it can be guessed.
       blind: how many products the guess has gone through since something was measured.
       raw: whether it came as it is, moved at most, and nobody knows how large it is.
+      drift: the unknown factors by whose powers the size may be off (`precir.passes.drift`).
     """
 
     data: Operand
@@ -81,6 +82,7 @@ class Scaled:
     size: float = 0.0
     blind: int = 0
     raw: bool = False
+    drift: tuple[tuple[int, float], ...] = ()
 
     @property
     def type(self) -> Type:
