@@ -17,6 +17,7 @@ from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
 from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
+from precir.passes.gradients import narrow_gradients
 from precir.passes.loss_scale import SCALE, STEPS, scale_loss
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
@@ -88,7 +89,11 @@ def _simplify(state: State) -> State:
 
 
 def _storage(state: State) -> State:
-    return replace(state, graph=insert_storage(state.graph, state.stored))
+    graph = insert_storage(state.graph, state.stored)
+    if state.recipe.weight_gradient is not None:
+        stored = {kind.shape for kind in state.stored.inputs.values()}
+        graph = narrow_gradients(graph, stored, state.recipe.weight_gradient)
+    return replace(state, graph=graph)
 
 
 def _facts(state: State) -> State:

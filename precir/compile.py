@@ -123,7 +123,9 @@ class Compiled:
     @functools.cached_property
     def _stored_plain(self) -> Compiled:
         """The same for arguments as they are: what comes plain goes back plain."""
-        return self.with_recipe(self.recipe.replace(state=None))
+        return self.with_recipe(
+            self.recipe.replace(state=None, weight=None, first_moment=None, second_moment=None)
+        )
 
     def with_recipe(self, recipe: str | Recipe) -> Compiled:
         """The same function, with the same options, under another recipe."""

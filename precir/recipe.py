@@ -21,6 +21,25 @@ class Override:
 
 
 @dataclass(frozen=True)
+class Store:
+    """How a class of state lives between steps: as `ScaledArray`s.
+
+    Attributes:
+      format: that of the data.
+      block: how many elements along the last axis have one scale; 0 for one scale for the whole
+        tensor, or for each layer where a scan goes over a stack of layers.
+    """
+
+    format: str
+    block: int = 0
+
+    def __post_init__(self) -> None:
+        _among("format", self.format, _STORAGE)
+        if self.block < 0:
+            raise RecipeError(f"a block is a number of elements, not {self.block}")
+
+
+@dataclass(frozen=True)
 class Recipe:
     """What a compiled program computes in.
 
@@ -46,6 +65,10 @@ class Recipe:
       history: how many steps delayed scaling looks back.
       state: format in which weights and moments live between steps, as `ScaledArray`s; None
         leaves them as they are.
+      weight, first_moment, second_moment: the same for one class of state, of matrices; which is
+        which is seen from how the update uses it (`precir.passes.classes`).
+      weight_gradient: format of the gradients of stored weights between their product and the
+        update; None leaves them as they are.
       loss_scaling: whether gradients are computed of the loss times a scale that grows until they
         overflow (Micikevicius et al., arXiv 1710.03740).
       overrides: exceptions by scope; the last that matches wins.
@@ -64,6 +87,10 @@ class Recipe:
     gradient_scales: str = "tensor"
     history: int = 16
     state: str | None = None
+    weight: Store | None = None
+    first_moment: Store | None = None
+    second_moment: Store | None = None
+    weight_gradient: str | None = None
     loss_scaling: bool = False
     overrides: tuple[Override, ...] = ()
 
@@ -85,6 +112,18 @@ class Recipe:
             raise RecipeError(f"history is a number of steps, not {self.history}")
         if self.state is not None:
             _among("state", self.state, ("float16", "bfloat16"))
+        by_class = (self.weight, self.first_moment, self.second_moment)
+        if self.state is not None and by_class != (None, None, None):
+            raise RecipeError(
+                "state is the format of all weights and moments",
+                fix="leave it out, and give weight, first_moment and second_moment theirs",
+            )
+        if self.scaling == "propagated" and by_class != (None, None, None):
+            raise RecipeError(
+                "propagated scales keep all state in one format", fix='state="float16"'
+            )
+        if self.weight_gradient is not None:
+            _among("weight_gradient", self.weight_gradient, _NARROW)
         for field in ("forward", "gradient"):
             if getattr(self, field) is not None:
                 _among(field, getattr(self, field), _NARROW)
@@ -100,6 +139,11 @@ class Recipe:
             )
         for o in self.overrides:
             _among("keep", o.keep, _FLOATS)
+
+    @property
+    def stores(self) -> bool:
+        """Whether any state lives in another format between steps."""
+        return any((self.state, self.weight, self.first_moment, self.second_moment))
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed. Raises `RecipeError` for a field there is not."""
@@ -127,6 +171,7 @@ _SCALINGS = ("current", "delayed", "static", "propagated", "unit")
 _REACHES = ("tensor", "row", "1x128", "128x128", "mx")
 _FLOATS = ("float32", "bfloat16", "float16", "float64")
 _NARROW = ("float8_e4m3fn", "float8_e5m2")
+_STORAGE = (*_NARROW, "float16", "bfloat16")
 
 
 def _among(field: str, value: str, known: tuple[str, ...]) -> None:
@@ -138,6 +183,14 @@ _FP8 = Recipe(
     "fp8", MIXED, "bfloat16",
     forward="float8_e4m3fn", gradient="float8_e5m2", last_product="bfloat16",
 )  # fmt: skip
+
+
+def _fp8_lm(name: str, first: Store | None, second: Store | None) -> Recipe:
+    """Peng et al., arXiv 2310.18313, section 2: weights in scaled float16, gradients in E4M3."""
+    return replace(
+        _FP8, name=name, weight=Store("float16"), first_moment=first, second_moment=second,
+        weight_gradient="float8_e4m3fn",
+    )  # fmt: skip
 
 
 _SCALED = Recipe("scaled-16", MIXED, "float16", scaling="propagated", state="float16")
@@ -167,6 +220,10 @@ RECIPES: dict[str, Recipe] = {
         _finer("fp8-row", "row", "row"),
         _finer("fp8-block", "1x128", "128x128"),
         _finer("mxfp8", "mx", "mx"),
+        _fp8_lm("fp8-lm-o1", None, None),
+        _fp8_lm("fp8-lm-o2", Store("float8_e4m3fn"), Store("float16")),
+        # What per-tensor scales lose of a second moment, blocks keep, and E5M2 reaches as far.
+        _fp8_lm("fp8-lm-block", Store("float8_e4m3fn", 128), Store("float8_e5m2", 128)),
         Recipe("scaled-32", scaling="propagated"),
         _SCALED,
         replace(_SCALED, name="scaled-bf16", compute="bfloat16", state="bfloat16"),

@@ -17,8 +17,9 @@ from precir.ir import BACKWARD, UPDATE, Graph, Operand, Type, Value
 from precir.kernels import quantize
 from precir.packed import PLAIN, Layout, Packed, StateError
 from precir.passes.pipeline import Extra
-from precir.passes.storage import Stored
+from precir.passes.storage import Stored, by_class, in_one
 from precir.recipe import Recipe
+from precir.scaled import scale_shape
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ def wrapped(state: ProgramState, arguments: Sequence[Any]) -> list[Any]:
         leaves, tree = jax.tree.flatten(argument)
         here = [i for i in range(len(leaves)) if at + i in state.stored.inputs]
         for i in here:
-            leaves[i] = quantize(leaves[i], state.stored.inputs[at + i].dtype)
+            kind = state.stored.inputs[at + i]
+            leaves[i] = quantize(leaves[i], kind.dtype, block=kind.block)
         at += len(leaves)
         new = jax.tree.unflatten(tree, leaves) if here else argument
         if number == state.at:
@@ -181,32 +183,25 @@ def wrapped(state: ProgramState, arguments: Sequence[Any]) -> list[Any]:
 
 
 def stored_by_recipe(graph: Graph, carried: Sequence[Carried], recipe: Recipe) -> Stored:
-    """The float32 weights and moments among the state, in the recipe's format: whatever has more
-    than one element. Scalars (counts, learning rates) stay as they are, and so does all of a
-    function that computes no gradient: what comes back of it need not be a weight.
+    """What of the state lives in the recipe's formats: nothing of a function that computes no
+    gradient, since what comes back of it need not be a weight.
     """
-    inputs: dict[int, Type] = {}
-    outputs: dict[int, str] = {}
-    if recipe.state is None or not any(n.phase == BACKWARD for n in graph.walk()):
+    pairs = [(c.first + i, c.back + i) for c in carried for i in range(c.count)]
+    if not pairs or not any(n.phase == BACKWARD for n in graph.walk()):
         return Stored()
-    for c in carried:
-        for i in range(c.count):
-            kind = graph.inputs[c.first + i].type
-            if kind.dtype == "float32" and kind.rank and any(n > 1 for n in kind.shape):
-                inputs[c.first + i] = Type(kind.shape, recipe.state, scale=())
-                outputs[c.back + i] = recipe.state
-    return Stored(inputs, outputs)
+    types = by_class(graph, pairs, recipe) if recipe.state is None else in_one(graph, pairs, recipe)
+    return Stored(types, {back: types[i] for i, back in pairs if i in types})
 
 
 def stored_as_given(graph: Graph, carried: Sequence[Carried], layout: Layout) -> Stored:
-    """What came as a `ScaledArray`; as such it goes back, if it is state under one scale."""
+    """What came as a `ScaledArray`; as such it goes back, if it is state."""
     inputs = {
         i: Type(graph.inputs[i].type.shape, dtype, scale=scale, block=block)
         for i, dtype, scale, block in layout.scaled
     }
     back = {c.first + i: c.back + i for c in carried for i in range(c.count)}
-    outputs = {back[i]: d for i, d, s, b in layout.scaled if i in back and not (s or b)}
-    return Stored(inputs, outputs)
+    made = {i: t for i, t in inputs.items() if t.scale == scale_shape(t.shape, t.block)}
+    return Stored(inputs, {back[i]: t for i, t in made.items() if i in back})
 
 
 def check_given(layout: Layout, extras: Sequence[Extra], recipe: Recipe) -> None:
@@ -269,8 +264,9 @@ class StateFinder:
         """
         recipe, layout = self.recipe, self.layout
         if layout == PLAIN:
-            asked = recipe.state is not None
-            return stored_by_recipe(self.graph, self.carried, recipe) if asked else Stored()
+            if not recipe.stores:
+                return Stored()
+            return stored_by_recipe(self.graph, self.carried, recipe)
         return stored_as_given(self.graph, self.carried, layout) if layout.scaled else Stored()
 
     def pairs(self) -> tuple[tuple[int, int], ...]:

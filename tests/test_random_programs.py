@@ -487,7 +487,7 @@ def test_low_precision(recipe: str, room: float) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize(("recipe", "room"), LOW)
 def test_low_precision_sweep(recipe: str, room: float) -> None:
-    @examples(100)
+    @examples(60)
     @given(specs(SMOOTH))
     def each(spec: Spec) -> None:
         check_low(spec, recipe, room)
@@ -496,7 +496,7 @@ def test_low_precision_sweep(recipe: str, room: float) -> None:
 
 
 @pytest.mark.sweep
-@examples(250)
+@examples(120)
 @given(specs())
 def test_bits_sweep(spec: Spec) -> None:
     check_float32(spec, bits=True)
@@ -505,7 +505,7 @@ def test_bits_sweep(spec: Spec) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("part", range(4))
 def test_same_computation_sweep(part: int) -> None:
-    @examples(500)
+    @examples(250)
     @given(specs())
     def each(spec: Spec) -> None:
         check_float32(spec, bits=False)

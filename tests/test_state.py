@@ -96,7 +96,7 @@ DEEP = (make_step(deep_loss, accumulate=True), deep_params, (MICRO,))
 SCAN = (make_step(scan_loss), deep_params, ())
 MODELS = pytest.mark.parametrize("model", [MLP, DEEP], ids=["mlp", "deep"])
 RECIPES = pytest.mark.parametrize(
-    "recipe", ["fp8-delayed", KEPT, BOTH], ids=lambda r: str(getattr(r, "name", r))
+    "recipe", ["fp8-delayed", KEPT, BOTH, "fp8-lm-block"], ids=lambda r: str(getattr(r, "name", r))
 )
 
 

@@ -91,7 +91,8 @@ def _unsound(type_: Type) -> str | None:
         return f"no dtype but {dtype!r}"
     if any(type(n) is int and n < 0 for n in type_.shape):
         return f"a negative size: {type_.shape}"
-    if type_.block and (type_.scale is None or not is_block(type_.block, type_.rank)):
+    # A loop over layers takes the leading axis off the data; blocks stay what they were.
+    if type_.block and (type_.scale is None or not is_block(type_.block, type_.rank + 1)):
         return f"blocks of {type_.block}, which are no blocks of scaled data of shape {type_.shape}"
     if type_.scale is not None and type_.scale != (
         scale_shape(type_.shape, type_.block) if type_.block else type_.shape[: len(type_.scale)]
