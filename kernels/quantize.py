@@ -18,7 +18,6 @@ Special values, whatever the format, the block and the origin of the scale:
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -29,14 +28,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
 from precir.formats import BF16, E4M3, E5M2, E8M0FNU, F16, F32, Format, format_of, is_power_of_two
+from precir.kernels import quantize_cuda
+from precir.kernels.powers import power_of_two_scale
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray, full_block, spread
 
 _WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
 _NARROW = (E4M3, E5M2, F16, BF16, F32)
-_INF = 0x7F800000  # the bits of float32's infinity
-_EXPONENT = -1 << 23  # the bits of sign and exponent, so that what fell below zero stays there
-_LARGEST = 253 << 23  # the bits of 2^126
 
 
 class QuantizeError(PrecirError, TypeError):
@@ -115,33 +113,6 @@ def quantize_reference(
     return ScaledArray(*_reference(x, dtype=dtype, batch_ndim=0, block=block, scales=scales), block)
 
 
-def power_of_two_scale(amax: Array, format: DTypeLike | Format) -> Array:
-    """2^ceil(log2(amax / format.max)) for each float32 ``amax``, from its bits; float32.
-
-    1 for an amax of zero, subnormal, infinite or NaN; from 2^-126 to 2^126. Golden values for
-    float8_e4m3fn: 1 gives 2^-8, 10 2^-5, 32 2^-3, 448 1, 449 2, 10000 2^5. For bfloat16 the
-    largest is taken to be 1. `precir.formats.power_of_two` is the same of one Python number.
-    """
-    bits = lax.bitcast_convert_type(amax, np.int32)
-    normal = (bits >= 1 << 23) & (bits < _INF)
-    ceiling = (bits + power_of_two_carry(format)) & _EXPONENT
-    ceiling = lax.clamp(np.int32(1 << 23), ceiling, np.int32(_LARGEST))
-    one = lax.full_like(ceiling, 127 << 23)
-    return lax.bitcast_convert_type(lax.select(normal, ceiling, one), np.float32)
-
-
-def power_of_two_carry(format: DTypeLike | Format) -> int:
-    """What, added to the bits of an amax, leaves those of 2^ceil(log2(amax / format.max)) in the
-    sign and the exponent.
-    """
-    # largest = 2^exponent * (1 + fraction / 2^23). The sum carries into the exponent where amax
-    # has the larger fraction, which is the ceiling.
-    mantissa, exponent = math.frexp(format_of(format).largest_scaled)
-    mantissa, exponent = 2 * mantissa, exponent - 1
-    fraction = int((mantissa - 1) * 2**23)
-    return 2**23 - 1 - fraction - (exponent << 23)
-
-
 def _reference(
     x: Array, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
 ) -> tuple[Array, Array]:
@@ -194,7 +165,17 @@ def _batch(
     return results, (0, 0)
 
 
-quantize_p = kernel_primitive("precir_quantize", _reference, platforms={}, batch=_batch)
+def _on_cuda(x: Array, **params: Any) -> Results:
+    """One read of ``x`` in Triton, two where one scale is for more than a program holds; XLA's
+    code for what no kernel serves.
+    """
+    found = quantize_cuda.quantized(x, **params)
+    return found if found is not None else _reference(x, **params)
+
+
+quantize_p = kernel_primitive(
+    "precir_quantize", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+)
 
 
 def _given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
@@ -221,8 +202,16 @@ def _batch_given(
     return quantize_given_p.bind(x, scale, dtype=dtype), (0,)
 
 
+def _given_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
+    data = quantize_cuda.quantized_given(x, scale, dtype=dtype)
+    return (data,) if data is not None else _given_reference(x, scale, dtype=dtype)
+
+
 quantize_given_p = kernel_primitive(
-    "precir_quantize_given", _given_reference, platforms={}, batch=_batch_given
+    "precir_quantize_given",
+    _given_reference,
+    platforms={"cuda": _given_on_cuda},
+    batch=_batch_given,
 )
 
 

@@ -16,7 +16,7 @@ def finite_bits(x):
 
 @triton.jit
 def scale_bits(amax, CARRY: tl.constexpr):
-    """The bits of `precir.kernels.quantize.power_of_two_scale` of an amax given as bits: int32.
+    """The bits of `precir.kernels.powers.power_of_two_scale` of an amax given as bits: int32.
 
     ``CARRY`` is what makes a ceiling of it and divides by the format's largest: see there.
     """
@@ -51,3 +51,12 @@ def narrow(x, inverse_scale, DTYPE: tl.constexpr, LARGEST: tl.constexpr, INF: tl
     data = tl.where(magnitude == 0x7F800000, sign | INF, data)
     data = tl.where(magnitude > 0x7F800000, sign | 0x7F, data)
     return data.to(DTYPE, bitcast=True)
+
+
+@triton.jit
+def store_scale(at, scale, inside):
+    """Write scales, given as bits, as float32 or, where the pointer is to uint8, as E8M0."""
+    if at.dtype.element_ty == tl.uint8:
+        tl.store(at, (scale >> 23).to(tl.uint8), mask=inside)
+    else:
+        tl.store(at, scale.to(tl.float32, bitcast=True), mask=inside)
