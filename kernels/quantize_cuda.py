@@ -70,7 +70,6 @@ def quantized_given(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Array | 
         warps=8,
         N=n,
         BLOCK=RUN,
-        **limits(dtype),
     )
     return data.reshape(x.shape)
 
@@ -94,7 +93,6 @@ def quantized_given_amax(
         warps=8,
         N=n,
         BLOCK=RUN,
-        **limits(dtype),
     )
     return data.reshape(x.shape), largest(parts, scale.shape)
 
@@ -121,15 +119,14 @@ def serves(x: Array, dtype: np.dtype[Any]) -> bool:
     return x.size > 0 and x.dtype.name in _TAKEN and format_of(dtype) in (E4M3, E5M2) and fp8_gpu()
 
 
-def limits(dtype: np.dtype[Any]) -> dict[str, Any]:
-    """The constants of rounding to an FP8 format: see `precir.kernels.triton.narrow`."""
-    format = format_of(dtype)
-    return {"LARGEST": format.max, "INF": 0x7C if format.has_inf else 0x7F}
-
-
 def power(n: int) -> int:
     """The smallest power of two that is not below ``n``."""
     return 1 << (n - 1).bit_length()
+
+
+def warps(elements: int) -> int:
+    """For a program that holds so many: 32 to a thread, and no fewer warps than Triton's 4."""
+    return min(16, max(4, elements // 1024))
 
 
 def as_scales(scale: Array, dtype: np.dtype[Any]) -> Array:
@@ -156,7 +153,6 @@ def _one_scale_a_row(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
         PADDED=power(parts.shape[1]),
         BLOCK=RUN,
         CARRY=power_of_two_carry(dtype),
-        **limits(dtype),
     )
     return data, scale
 
@@ -184,14 +180,13 @@ def _groups(
         [x],
         [result(x.shape, dtype), result((count,), scales)],
         (-(-count // tile),),
-        warps=4 if width * tile <= ELEMENTS else 8,
+        warps=warps(width * tile),
         ROWS=rows,
         N=n,
         SIZE=size,
         WIDTH=width,
         TILE=tile,
         CARRY=power_of_two_carry(dtype),
-        **limits(dtype),
     )
     return data, scale
 
@@ -213,7 +208,7 @@ def _in_tiles(
         [x],
         [result(x.shape, dtype), result(shape, scales)],
         (matrices * down * across,),
-        warps=8 if tall * wide > ELEMENTS else 4,
+        warps=warps(tall * wide),
         M=m,
         N=n,
         HEIGHT=height,
@@ -222,7 +217,6 @@ def _in_tiles(
         WIDE=wide,
         COLUMNS=columns,
         CARRY=power_of_two_carry(dtype),
-        **limits(dtype),
     )
     return data, scale
 

@@ -57,7 +57,8 @@ def assert_same(actual, expected):
 
 
 def check(x, format, block=(), batch_ndim=0, scales=F32):
-    params = dict(dtype=format.dtype, batch_ndim=batch_ndim, block=block, scales=scales.dtype)
+    params = {"dtype": format.dtype, "batch_ndim": batch_ndim}
+    params |= {"block": block, "scales": scales.dtype}
     with interpreted():
         assert quantized(x, **params) is not None
         actual = _on_cuda(x, **params)

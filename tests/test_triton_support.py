@@ -25,8 +25,6 @@ def constants(format, n):
         "N": n,
         "BLOCK": 1 << (n - 1).bit_length(),
         "CARRY": power_of_two_carry(format),
-        "LARGEST": format.max,
-        "INF": 0x7C if format.has_inf else 0x7F,
     }
 
 

@@ -18,8 +18,6 @@ def quantize_current(
     PADDED: tl.constexpr,
     BLOCK: tl.constexpr,
     CARRY: tl.constexpr,
-    LARGEST: tl.constexpr,
-    INF: tl.constexpr,
 ):
     """Of ``x`` [rows, N] and ``parts`` [rows, PARTS] write ``out`` and ``scales`` [rows].
 
@@ -31,7 +29,7 @@ def quantize_current(
     row, start = program // runs, program % runs * BLOCK
     value = load_run(x + row * N, start, N, BLOCK)
     scale = scale_of_parts(parts + row * PARTS, PARTS, PADDED, CARRY)
-    data = narrow(value, inverse(scale), out.dtype.element_ty, LARGEST, INF)
+    data = narrow(value, inverse(scale), out.dtype.element_ty)
     store_run(out + row * N, start, data, N, BLOCK)
     if start == 0:
         tl.store(scales + row, scale.to(tl.float32, bitcast=True))

@@ -14,11 +14,9 @@ def quantize_given(
     out,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
-    LARGEST: tl.constexpr,
-    INF: tl.constexpr,
 ):
     """Of ``x`` [rows, N] and ``scales`` [rows], float32, write ``out``: a program for each run."""
-    _quantize_run(x, scales, out, N, BLOCK, LARGEST, INF)
+    _quantize_run(x, scales, out, N, BLOCK)
 
 
 @triton.jit
@@ -29,11 +27,9 @@ def quantize_given_amax(
     parts,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
-    LARGEST: tl.constexpr,
-    INF: tl.constexpr,
 ):
     """The same, and the largest finite magnitude of each run in ``parts``: as bits, int32."""
-    value = _quantize_run(x, scales, out, N, BLOCK, LARGEST, INF)
+    value = _quantize_run(x, scales, out, N, BLOCK)
     tl.store(parts + tl.program_id(0), tl.max(finite_bits(value)))
 
 
@@ -44,8 +40,6 @@ def _quantize_run(
     out,
     N: tl.constexpr,
     BLOCK: tl.constexpr,
-    LARGEST: tl.constexpr,
-    INF: tl.constexpr,
 ):
     program = tl.program_id(0).to(tl.int64)
     runs: tl.constexpr = (N + BLOCK - 1) // BLOCK
@@ -55,7 +49,7 @@ def _quantize_run(
     store_run(
         out + row * N,
         start,
-        narrow(value, inverse, out.dtype.element_ty, LARGEST, INF),
+        narrow(value, inverse, out.dtype.element_ty),
         N,
         BLOCK,
     )

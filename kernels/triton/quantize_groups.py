@@ -17,8 +17,6 @@ def quantize_groups(
     WIDTH: tl.constexpr,
     TILE: tl.constexpr,
     CARRY: tl.constexpr,
-    LARGEST: tl.constexpr,
-    INF: tl.constexpr,
 ):
     """Of ``x`` [ROWS, N] write ``out`` and ``scales`` [ROWS, ceil(N / SIZE)].
 
@@ -40,6 +38,6 @@ def quantize_groups(
         inside &= tl.arange(0, WIDTH)[None, :] < SIZE
     value = tl.load(x + at, mask=inside, other=0).to(tl.float32)
     scale = scale_bits(tl.max(finite_bits(value), axis=1, keep_dims=True), CARRY)
-    data = narrow(value, inverse(scale), out.dtype.element_ty, LARGEST, INF)
+    data = narrow(value, inverse(scale), out.dtype.element_ty)
     tl.store(out + at, data, mask=inside)
     store_scale(scales + first + group, scale, group < ROWS * per_row - first)

@@ -19,8 +19,6 @@ def quantize_tiles(
     WIDE: tl.constexpr,
     COLUMNS: tl.constexpr,
     CARRY: tl.constexpr,
-    LARGEST: tl.constexpr,
-    INF: tl.constexpr,
 ):
     """Of ``x`` [matrices, M, N] write ``out`` and ``scales``, one for each HEIGHT x WIDTH.
 
@@ -36,7 +34,7 @@ def quantize_tiles(
     inside = (row < M - top * HEIGHT) & (column < N - left * step)
     if TALL != HEIGHT:
         inside &= row < HEIGHT
-    if WIDE != step:
+    if step != WIDE:
         inside &= column < step
     start = matrix * M * N + top * HEIGHT * N + left * step
     at = row * N + column
@@ -45,7 +43,7 @@ def quantize_tiles(
     if not COLUMNS:
         amax = tl.max(amax, axis=1, keep_dims=True)
     scale = scale_bits(amax, CARRY)
-    data = narrow(value, inverse(scale), out.dtype.element_ty, LARGEST, INF)
+    data = narrow(value, inverse(scale), out.dtype.element_ty)
     tl.store(out + start + at, data, mask=inside)
     if COLUMNS:
         store_scale(
