@@ -77,8 +77,8 @@ def quantize(
     Under ``jax.vmap`` each example has its own scale. Not differentiable. Raises
     ``QuantizeError`` (a ``TypeError``) on other dtypes, formats, scalings, blocks and scales.
     """
-    dtype, x = _checked(format), _array(x)
-    block, scales = _checked_block(block, x.ndim), _checked_scales(scale_format)
+    dtype, x = checked_format(format), checked_array(x)
+    block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
     if scale is None and scaling == "current":
         data, own = quantize_p.bind(x, dtype=dtype, batch_ndim=0, block=block, scales=scales)
         return ScaledArray(data, own, block)
@@ -91,7 +91,7 @@ def quantize(
             "a given scale is one float32 scalar for the whole tensor",
             fix="leave out block and scale_format, or the scale",
         )
-    given = _given(scale)
+    given = checked_scale(scale)
     (data,) = quantize_given_p.bind(x, given, dtype=dtype)
     return ScaledArray(data, given)
 
@@ -105,15 +105,17 @@ def quantize_reference(
     scale_format: DTypeLike | Format = F32,
 ) -> ScaledArray:
     """What ``quantize`` returns, in plain JAX."""
-    dtype, x = _checked(format), _array(x)
+    dtype, x = checked_format(format), checked_array(x)
     if scale is not None:
-        given = _given(scale)
-        return ScaledArray(_given_reference(x, given, dtype=dtype)[0], given)
-    block, scales = _checked_block(block, x.ndim), _checked_scales(scale_format)
-    return ScaledArray(*_reference(x, dtype=dtype, batch_ndim=0, block=block, scales=scales), block)
+        given = checked_scale(scale)
+        return ScaledArray(quantize_given_reference(x, given, dtype=dtype)[0], given)
+    block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
+    return ScaledArray(
+        *quantize_p_reference(x, dtype=dtype, batch_ndim=0, block=block, scales=scales), block
+    )
 
 
-def _reference(
+def quantize_p_reference(
     x: Array, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
 ) -> tuple[Array, Array]:
     wide = lax.convert_element_type(x, np.float32)
@@ -170,15 +172,15 @@ def _on_cuda(x: Array, **params: Any) -> Results:
     code for what no kernel serves.
     """
     found = quantize_cuda.quantized(x, **params)
-    return found if found is not None else _reference(x, **params)
+    return found if found is not None else quantize_p_reference(x, **params)
 
 
 quantize_p = kernel_primitive(
-    "precir_quantize", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_quantize", quantize_p_reference, platforms={"cuda": _on_cuda}, batch=_batch
 )
 
 
-def _given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
+def quantize_given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
     """The axes of ``scale``, of examples under vmap, are the leading ones of ``x``."""
     wide = lax.convert_element_type(x, np.float32)
     scaled, bound = wide * spread(1 / scale, x.shape, ()), np.float32(format_of(dtype).max)
@@ -204,25 +206,25 @@ def _batch_given(
 
 def _given_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
     data = quantize_cuda.quantized_given(x, scale, dtype=dtype)
-    return (data,) if data is not None else _given_reference(x, scale, dtype=dtype)
+    return (data,) if data is not None else quantize_given_reference(x, scale, dtype=dtype)
 
 
 quantize_given_p = kernel_primitive(
     "precir_quantize_given",
-    _given_reference,
+    quantize_given_reference,
     platforms={"cuda": _given_on_cuda},
     batch=_batch_given,
 )
 
 
-def _array(x: ArrayLike) -> Array:
+def checked_array(x: ArrayLike) -> Array:
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     if x.dtype.name not in _WIDE:
         raise QuantizeError(f"quantize takes a wide floating-point tensor, not {x.dtype}")
     return x
 
 
-def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
+def checked_format(format: DTypeLike | Format) -> np.dtype[Any]:
     format = format_of(format)
     if format not in _NARROW:
         known = ", ".join(f.name for f in _NARROW)
@@ -230,7 +232,7 @@ def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
     return format.dtype
 
 
-def _checked_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def checked_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     sizes = tuple(int(b) for b in block)
     if len(sizes) > ndim or sizes != tuple(block) or any(b < 1 for b in sizes):
         raise QuantizeError(
@@ -239,14 +241,14 @@ def _checked_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return sizes
 
 
-def _checked_scales(format: DTypeLike | Format) -> np.dtype[Any]:
+def checked_scale_format(format: DTypeLike | Format) -> np.dtype[Any]:
     format = format_of(format)
     if format not in (F32, E8M0FNU):
         raise QuantizeError(f"scales are {F32.name} or {E8M0FNU.name}, not {format.name}")
     return format.dtype
 
 
-def _given(scale: ArrayLike) -> Array:
+def checked_scale(scale: ArrayLike) -> Array:
     if isinstance(scale, (int, float)) and not (
         is_power_of_two(scale) and 2.0**-126 <= scale <= 2.0**126
     ):

@@ -15,45 +15,20 @@ from precir.kernels import E4M3, E5M2, E8M0FNU
 from precir.kernels.launch import SHARED_MEMORY, target
 from precir.kernels.quantize import (
     _given_on_cuda,
-    _given_reference,
     _on_cuda,
-    _reference,
     quantize,
+    quantize_given_reference,
+    quantize_p_reference,
 )
 from precir.kernels.quantize_cuda import quantized
 from tests.crosslower import lower_for_cuda
 from tests.interpreter import interpreted
+from tests.triton_values import assert_same, numbers
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux alone")
 
 FORMATS = pytest.mark.parametrize("format", [E4M3, E5M2], ids=str)
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-
-SPECIAL = [
-    *(0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-45, 2.0**-126, -(2.0**-126)),
-    *(448, 449, 464, 480, -57344, 61440, 65504, 2.0**-9, 1.5 * 2.0**-10, 2.0**-10, 2.0**-16),
-]
-
-
-def numbers(shape, dtype="float32", seed=0):
-    """Of many sizes, some special: so that blocks of few hold nothing finite, or only zeros."""
-    rng = np.random.default_rng(seed)
-    x = rng.normal(size=shape) * 2.0 ** rng.integers(-20, 12, shape)
-    x = np.where(rng.random(shape) < 0.1, rng.choice(SPECIAL, shape), x)
-    if len(shape) and shape[0] > 3:
-        x[0], x[1], x[2] = 0, np.nan, 1e-41
-    with np.errstate(over="ignore"):
-        return jnp.asarray(x.astype(jnp.dtype(dtype)))
-
-
-def assert_same(actual, expected):
-    assert len(actual) == len(expected)
-    for a, e in zip(map(np.asarray, actual), map(np.asarray, expected), strict=True):
-        assert (a.dtype, a.shape) == (e.dtype, e.shape)
-        nan = np.isnan(e.astype(np.float32))
-        np.testing.assert_array_equal(np.isnan(a.astype(np.float32)), nan)
-        bits = f"u{a.dtype.itemsize}"
-        np.testing.assert_array_equal(a.view(bits)[~nan], e.view(bits)[~nan])
 
 
 def check(x, format, block=(), batch_ndim=0, scales=F32):
@@ -62,10 +37,10 @@ def check(x, format, block=(), batch_ndim=0, scales=F32):
     with interpreted():
         assert quantized(x, **params) is not None
         actual = _on_cuda(x, **params)
-    assert_same(actual, jax.jit(partial(_reference, **params))(x))
+    assert_same(actual, jax.jit(partial(quantize_p_reference, **params))(x))
 
 
-given_reference = jax.jit(_given_reference, static_argnames="dtype")
+given_reference = jax.jit(quantize_given_reference, static_argnames="dtype")
 
 
 @FORMATS
