@@ -118,6 +118,18 @@ def quantize_reference(
 def quantize_p_reference(
     x: Array, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
 ) -> tuple[Array, Array]:
+    scale = _own_scale(x, dtype, batch_ndim, block)
+    # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
+    scaled = lax.convert_element_type(x, np.float32) * spread(1 / scale, x.shape, block)
+    return lax.convert_element_type(scaled, dtype), lax.convert_element_type(scale, scales)
+
+
+def own_scale(x: Array, dtype: np.dtype[Any], *, block: tuple[int, ...], scales: Any) -> Array:
+    """The scales that ``quantize`` gives ``x``."""
+    return lax.convert_element_type(_own_scale(x, dtype, 0, block), scales)
+
+
+def _own_scale(x: Array, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...]) -> Array:
     wide = lax.convert_element_type(x, np.float32)
     # Taken in the 16 bits of x where it has 16: else XLA:GPU stores a float32 copy of a weight.
     magnitude = lax.abs(x if x.dtype.itemsize < 4 else wide)
@@ -127,10 +139,7 @@ def quantize_p_reference(
         amax = _largest_of_blocks(finite, block)
     else:
         amax = lax.reduce_max(finite, tuple(range(batch_ndim, x.ndim)))
-    scale = power_of_two_scale(lax.convert_element_type(amax, np.float32), dtype)
-    # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
-    scaled = wide * spread(1 / scale, x.shape, block)
-    return lax.convert_element_type(scaled, dtype), lax.convert_element_type(scale, scales)
+    return power_of_two_scale(lax.convert_element_type(amax, np.float32), dtype)
 
 
 def _largest_of_blocks(finite: Array, block: tuple[int, ...]) -> Array:

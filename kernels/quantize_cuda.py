@@ -37,7 +37,7 @@ def quantized(
         data, scale = _one_scale_a_row(x.reshape(math.prod(shape), -1), dtype)
         return data.reshape(x.shape), lax.convert_element_type(scale.reshape(shape), scales)
     stored = np.dtype(np.float32 if scales == F32.dtype else np.uint8)
-    match _merged(x.shape, full_block(block, x.ndim)):
+    match merged(x.shape, full_block(block, x.ndim)):
         case [(n, size)]:
             found = _in_groups(x.reshape(1, n), size, dtype, stored)
         case [(rows, 1), (n, size)]:
@@ -221,20 +221,20 @@ def _in_tiles(
     return data, scale
 
 
-def _merged(shape: tuple[int, ...], block: tuple[int, ...]) -> list[tuple[int, int]]:
+def merged(shape: tuple[int, ...], block: tuple[int, ...]) -> list[tuple[int, int]]:
     """Sizes of axes and of their blocks, with axes made one where memory has them so.
 
     An axis is merged into the one before it where a block reaches over all of it, and where both
     have blocks of 1.
     """
-    merged: list[tuple[int, int]] = []
+    axes: list[tuple[int, int]] = []
     for n, size in zip(reversed(shape), reversed(block), strict=True):
         size = min(n, size)
-        inner = merged[-1] if merged else None
+        inner = axes[-1] if axes else None
         if inner is not None and inner[0] == inner[1]:
-            merged[-1] = (n * inner[0], size * inner[0])
+            axes[-1] = (n * inner[0], size * inner[0])
         elif inner is not None and inner[1] == 1 and size == 1:
-            merged[-1] = (n * inner[0], 1)
+            axes[-1] = (n * inner[0], 1)
         else:
-            merged.append((n, size))
-    return merged[::-1]
+            axes.append((n, size))
+    return axes[::-1]

@@ -21,7 +21,7 @@ def load_tile(
     row, column = tl.arange(0, TALL)[:, None], tl.arange(0, WIDE)[None, :]
     at = x + top * N + left + (row * N + column)
     inside = (row < M - top) & (column < N - left)
-    return tl.load(at, mask=inside, other=0).to(tl.float32)
+    return tl.load(at, mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
