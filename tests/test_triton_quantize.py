@@ -45,9 +45,9 @@ given_reference = jax.jit(quantize_given_reference, static_argnames="dtype")
 
 @FORMATS
 @DTYPES
-@pytest.mark.parametrize("n", [1, 7, 8192, 20001])
-def test_one_scale(format, dtype, n):
-    check(numbers((n,), dtype), format)
+def test_one_scale(format, dtype):
+    for n in (1, 8192, 20001):
+        check(numbers((n,), dtype), format)
 
 
 @FORMATS
@@ -56,7 +56,6 @@ def test_one_scale_for_each_example(format):
     check(numbers((2, 3, 20000), "bfloat16"), format, batch_ndim=2)
 
 
-@FORMATS
 @pytest.mark.parametrize(
     ("shape", "block"),
     [
@@ -68,8 +67,8 @@ def test_one_scale_for_each_example(format):
     ],
     ids=str,
 )
-def test_blocks(format, shape, block):
-    check(numbers(shape, "bfloat16"), format, block)
+def test_blocks(shape, block):
+    check(numbers(shape, "bfloat16"), E5M2 if len(shape) > 2 else E4M3, block)
 
 
 @DTYPES
@@ -94,12 +93,12 @@ def test_every_bfloat16():
 
 @FORMATS
 @DTYPES
-@pytest.mark.parametrize("scale", [1.0, 2.0**-126, 2.0**-5, 2.0**126])
-def test_given_scale(format, dtype, scale):
-    x, scale = numbers((3, 17), dtype), jnp.float32(scale)
-    with interpreted():
-        actual = _given_on_cuda(x, scale, dtype=format.dtype)
-    assert_same(actual, given_reference(x, scale, dtype=format.dtype))
+def test_given_scale(format, dtype):
+    x = numbers((3, 17), dtype)
+    for scale in map(jnp.float32, [1.0, 2.0**-126, 2.0**-5, 2.0**126]):
+        with interpreted():
+            actual = _given_on_cuda(x, scale, dtype=format.dtype)
+        assert_same(actual, given_reference(x, scale, dtype=format.dtype))
 
 
 def test_given_scale_for_each_example():
