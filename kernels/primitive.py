@@ -71,7 +71,19 @@ def _rule(function: Callable[..., Results]) -> Callable[..., Any]:
     lower = mlir.lower_fun(function, multiple_results=True)
 
     def rule(context: Any, *operands: Any, **params: Any) -> Any:
-        with lowering_for(tuple(context.module_context.platforms)):
+        module = context.module_context
+        with lowering_for(tuple(module.platforms), whole=not _divided(module.axis_context)):
             return lower(context, *operands, **params)
 
     return rule
+
+
+def _divided(axes: Any) -> bool:
+    """Whether XLA divides the operands among devices after they are lowered: under jit on several,
+    but where jax.shard_map does it along all axes of the mesh.
+    """
+    mesh = getattr(axes, "mesh", None)
+    if mesh is None:
+        return int(getattr(axes, "num_devices", 1)) > 1
+    manual = set(axes.manual_axes) | set(mesh.manual_axes)
+    return manual != set(mesh.axis_names)

@@ -9,9 +9,11 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from precir.formats import F32
-from precir.kernels import E4M3, E5M2, E8M0FNU
+from precir.kernels import E4M3, E5M2, E8M0FNU, observe
 from precir.kernels.launch import SHARED_MEMORY, target
 from precir.kernels.quantize import (
     _given_on_cuda,
@@ -134,6 +136,20 @@ def test_modules_for_several_platforms_take_the_reference():
         traced = jax.jit(lambda x: quantize(x, E4M3).data).trace(jnp.ones(8))
         text = traced.lower(lowering_platforms=("cpu", "cuda")).as_text()
     assert "triton_kernel_call" not in text
+
+
+def test_what_xla_divides_takes_the_reference_and_what_shard_map_does_a_kernel():
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+    x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=NamedSharding(mesh, P("i")))
+    assert not lower_for_cuda(partial(quantize, format=E4M3), x)[1]
+
+    def rows(x):
+        return quantize(x, E4M3, block=(1, 128)).data, observe(x)[None]
+
+    each = jax.shard_map(rows, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+    text, kernels = lower_for_cuda(each, x)
+    assert {k.name for k in kernels} == {"quantize_groups", "statistics"}
+    assert "tensor<8x128xf8E4M3FN>" in text
 
 
 @pytest.mark.parametrize(
