@@ -8,6 +8,8 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import numpy as jnp
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -77,6 +79,20 @@ def test_blocks(shape, block):
 def test_blocks_of_other_dtypes(dtype):
     for block in ((1, 128), (64, 64), (64, 1)):
         check(numbers((70, 140), dtype), E4M3, block)
+
+
+@settings(max_examples=8)
+@given(
+    st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 70)),
+    st.tuples(st.integers(1, 3), st.integers(1, 20), st.integers(1, 70)),
+    st.sampled_from([E4M3, E5M2]),
+)
+def test_any_block(shape, block, format):
+    x = numbers(shape, "bfloat16")
+    params = {"dtype": format.dtype, "batch_ndim": 0, "block": block, "scales": F32.dtype}
+    with interpreted():
+        actual = _on_cuda(x, **params)
+    assert_same(actual, jax.jit(partial(quantize_p_reference, **params))(x))
 
 
 @FORMATS
@@ -162,6 +178,8 @@ def test_what_xla_divides_takes_the_reference_and_what_shard_map_does_a_kernel()
         ((4096, 4096), (128, 1), 1),
         ((1000, 1001), (1, 128), 1),
         ((2, 40000), (1, 40000), 2),
+        ((70000, 70016), (), 2),  # more elements than int32 counts
+        ((70000, 70016), (128, 128), 1),
     ],
     ids=str,
 )
