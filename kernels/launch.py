@@ -101,12 +101,13 @@ def target(capability: int, runner: Runner | None = None) -> Iterator[None]:
 
 
 @contextmanager
-def lowering_for(platforms: tuple[str, ...], *, whole: bool) -> Iterator[None]:
-    """Around a CUDA rule, traced and lowered: the platforms that its module is for, and whether a
-    device has its operands whole. One that XLA divides among devices it would first collect from
-    all of them for a kernel of Triton's; jax.shard_map is what divides those.
+def lowering_for(platforms: tuple[str, ...]) -> Iterator[None]:
+    """Around a CUDA rule, traced and lowered: the platforms that a kernel of Triton's may be for.
+
+    None where XLA divides the operands among devices: it would first collect them from all.
+    ``jax.shard_map`` is what divides the work of a kernel.
     """
-    token = _possible.set(platforms == ("cuda",) and whole)
+    token = _possible.set(platforms == ("cuda",))
     try:
         with _code_for_cuda_12() if fp8_gpu() else nullcontext():
             yield

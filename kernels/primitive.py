@@ -72,18 +72,16 @@ def _rule(function: Callable[..., Results]) -> Callable[..., Any]:
 
     def rule(context: Any, *operands: Any, **params: Any) -> Any:
         module = context.module_context
-        with lowering_for(tuple(module.platforms), whole=not _divided(module.axis_context)):
+        # XLA partitions no kernel of ours: each device would get, and compute, all of it.
+        platforms = () if _partitioned(module.axis_context) else tuple(module.platforms)
+        with lowering_for(platforms):
             return lower(context, *operands, **params)
 
     return rule
 
 
-def _divided(axes: Any) -> bool:
-    """Whether XLA divides the operands among devices after they are lowered: under jit on several,
-    but where jax.shard_map does it along all axes of the mesh.
-    """
-    mesh = getattr(axes, "mesh", None)
-    if mesh is None:
-        return int(getattr(axes, "num_devices", 1)) > 1
-    manual = set(axes.manual_axes) | set(mesh.manual_axes)
-    return manual != set(mesh.axis_names)
+def _partitioned(axes: Any) -> bool:
+    """Whether XLA divides what is lowered among devices, as outside of ``jax.shard_map``."""
+    if hasattr(axes, "manual_axes"):
+        return any(n > 1 for name, n in axes.mesh.shape.items() if name not in axes.manual_axes)
+    return (getattr(axes, "num_devices", None) or 1) > 1
