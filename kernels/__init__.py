@@ -1,6 +1,7 @@
 """Kernels that generated code calls by name: quantisation and products of quantised tensors.
 
-One kernel per file, with its plain JAX reference beside it. Import as ``precir.kernels``.
+One kernel per file, with its plain JAX reference beside it; what it launches on a GPU is Triton
+code in ``triton/``. Import as ``precir.kernels``.
 """
 
 if __name__ != "precir.kernels":
