@@ -11,6 +11,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from precir.errors import DerivativeError
+from precir.kernels.launch import lowering_for
 
 Results = tuple[jax.Array, ...]
 Dims = tuple[int | None, ...]
@@ -60,8 +61,17 @@ def kernel_primitive(
     primitive.def_impl(evaluate)
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
     for platform, function in platforms.items():
-        rule = mlir.lower_fun(function, multiple_results=True)
-        mlir.register_lowering(primitive, rule, platform=platform)
+        mlir.register_lowering(primitive, _rule(function), platform=platform)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = refuse
     return primitive
+
+
+def _rule(function: Callable[..., Results]) -> Callable[..., Any]:
+    lower = mlir.lower_fun(function, multiple_results=True)
+
+    def rule(context: Any, *operands: Any, **params: Any) -> Any:
+        with lowering_for(tuple(context.module_context.platforms)):
+            return lower(context, *operands, **params)
+
+    return rule

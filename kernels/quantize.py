@@ -122,17 +122,24 @@ def power_of_two_scale(amax: Array, format: DTypeLike | Format) -> Array:
     float8_e4m3fn: 1 gives 2^-8, 10 2^-5, 32 2^-3, 448 1, 449 2, 10000 2^5. For bfloat16 the
     largest is taken to be 1. `precir.formats.power_of_two` is the same of one Python number.
     """
+    bits = lax.bitcast_convert_type(amax, np.int32)
+    normal = (bits >= 1 << 23) & (bits < _INF)
+    ceiling = (bits + power_of_two_carry(format)) & _EXPONENT
+    ceiling = lax.clamp(np.int32(1 << 23), ceiling, np.int32(_LARGEST))
+    one = lax.full_like(ceiling, 127 << 23)
+    return lax.bitcast_convert_type(lax.select(normal, ceiling, one), np.float32)
+
+
+def power_of_two_carry(format: DTypeLike | Format) -> int:
+    """What, added to the bits of an amax, leaves those of 2^ceil(log2(amax / format.max)) in the
+    sign and the exponent.
+    """
     # largest = 2^exponent * (1 + fraction / 2^23). The sum carries into the exponent where amax
     # has the larger fraction, which is the ceiling.
     mantissa, exponent = math.frexp(format_of(format).largest_scaled)
     mantissa, exponent = 2 * mantissa, exponent - 1
     fraction = int((mantissa - 1) * 2**23)
-    bits = lax.bitcast_convert_type(amax, np.int32)
-    normal = (bits >= 1 << 23) & (bits < _INF)
-    ceiling = (bits + (2**23 - 1 - fraction - (exponent << 23))) & _EXPONENT
-    ceiling = lax.clamp(np.int32(1 << 23), ceiling, np.int32(_LARGEST))
-    one = lax.full_like(ceiling, 127 << 23)
-    return lax.bitcast_convert_type(lax.select(normal, ceiling, one), np.float32)
+    return 2**23 - 1 - fraction - (exponent << 23)
 
 
 def _reference(
