@@ -23,7 +23,6 @@ from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.kernels.quantize import _given
 from precir.kernels.scaled_dot_cuda import Axes, Blocks, DimensionNumbers, DType, on_cuda
 from precir.kernels.scaled_dot_cuda import _scaled as _scaled
-from precir.kernels.scaled_dot_cuda import by_xla as _on_cuda
 from precir.scaled import ScaledArray
 
 _DATA: tuple[Format, ...] = (E4M3, E5M2, F16, BF16)
@@ -103,7 +102,9 @@ def scaled_dot(
     Not differentiable. Raises ``ScaledDotError`` (a ``TypeError``) on other operands, shifts and
     options, and what ``lax.dot_general`` raises on shapes that do not match.
     """
-    operands, params = _prepared(a, b, dimension_numbers, out, shift, bias, activation, out_scale, amax)
+    operands, params = _prepared(
+        a, b, dimension_numbers, out, shift, bias, activation, out_scale, amax
+    )
     results: Results = scaled_dot_p.bind(*operands, **params)
     return _answer(results, out_scale, amax)
 
@@ -121,7 +122,9 @@ def scaled_dot_reference(
     amax: bool = False,
 ) -> Any:
     """What ``scaled_dot`` returns, in plain JAX: the float32 product of the float32 values."""
-    operands, params = _prepared(a, b, dimension_numbers, out, shift, bias, activation, out_scale, amax)
+    operands, params = _prepared(
+        a, b, dimension_numbers, out, shift, bias, activation, out_scale, amax
+    )
     return _answer(_reference(*operands, **params), out_scale, amax)
 
 
@@ -276,7 +279,9 @@ def _prepared(
         "out": dtype,
         "blocks": (tuple(left.block), tuple(right.block)),
         "shift": int(shift),
-        "epilogue": Epilogue(bias is not None, activation, () if amax else None, out_scale is not None),
+        "epilogue": Epilogue(
+            bias is not None, activation, () if amax else None, out_scale is not None
+        ),
     }
     return (left.data, left.scale, right.data, right.scale, *extra), params
 

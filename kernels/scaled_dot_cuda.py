@@ -45,7 +45,7 @@ def on_cuda(
         "epilogue": epilogue,
     }
     both = scaled_dot_triton.sides(a, a_scale, b, b_scale, dimension_numbers, blocks)
-    ((a_contract, b_contract), (a_batch, _)) = dimension_numbers
+    ((_, b_contract), (a_batch, _)) = dimension_numbers
     if both is None or not fp8_gpu() or np.dtype(out).itemsize > 4:
         return by_xla(*operands, **params)
     (batch, m, k), (_, n, _) = both[0].size, both[1].size

@@ -83,11 +83,11 @@ class Side:
         return Side(data, self.size, (rows * k, k, 1), self.scale, self.scale_strides, self.block)
 
 
-def side(data: Array, scale: Array, block: Axes, batch: Axes, contract: Axes) -> Side | None:
+def side(data: Array, scale: Array, span: Axes, batch: Axes, contract: Axes) -> Side | None:
     """An operand with its axes merged to batch, rows and K; None if its scales do not allow it."""
     free = tuple(i for i in range(data.ndim) if i not in batch and i not in contract)
     groups = (batch, free, contract)
-    counts, blocks = _spans(data.shape, scale, block)
+    counts, blocks = _spans(data.shape, scale, span)
     scale = scale.reshape(counts).astype(np.float32)
     merged: list[tuple[int, int]] = []
     for group in groups:
@@ -97,31 +97,31 @@ def side(data: Array, scale: Array, block: Axes, batch: Axes, contract: Axes) ->
             return None
         if one is None:  # a scale for each row, instead of one for blocks of several axes
             counts = tuple(data.shape[i] if i in group else c for i, c in enumerate(counts))
-            span = tuple(blocks[i] if i in group else 1 for i in range(data.ndim))
-            scale = jnp.broadcast_to(spread(scale, counts, span), counts)
+            reach = tuple(blocks[i] if i in group else 1 for i in range(data.ndim))
+            scale = jnp.broadcast_to(spread(scale, counts, reach), counts)
             one = math.prod(n for n, _, _ in sizes), 1
         merged.append(one)
-    (batches, _), (row_scales, row_block), (k_scales, k_block) = merged
-    size = tuple(math.prod(data.shape[i] for i in group) for group in groups)
+    (batch_scales, _), (row_scales, row_block), (k_scales, k_block) = merged
+    examples, rows, k = (math.prod(data.shape[i] for i in group) for group in groups)
     if k_scales > 1:  # beside each other for neighbouring rows, which load them together
         scale = scale.transpose(*batch, *contract, *free)
         row_stride, k_stride = 1, row_scales
     else:
         scale, row_stride, k_stride = scale.transpose(*batch, *free, *contract), 1, 0
     scale_strides = (
-        row_scales * k_scales if batches > 1 else 0,
+        row_scales * k_scales if batch_scales > 1 else 0,
         row_stride if row_scales > 1 else 0,
         k_stride,
     )
     axes = tuple(range(data.ndim))
-    _, rows, k = size
     if axes == (*batch, *contract, *free):
         strides = (rows * k, 1, rows)
     else:
         strides = (rows * k, k, 1)
         if axes != (*batch, *free, *contract):
             data = data.transpose(*batch, *free, *contract)
-    return Side(data, size, strides, scale, scale_strides, (row_block, k_block * (k_scales > 1)))
+    size, block = (examples, rows, k), (row_block, k_block if k_scales > 1 else 0)
+    return Side(data, size, strides, scale, scale_strides, block)
 
 
 def _spans(shape: Axes, scale: Array, block: Axes) -> tuple[Axes, Axes]:
@@ -130,9 +130,7 @@ def _spans(shape: Axes, scale: Array, block: Axes) -> tuple[Axes, Axes]:
         counts, blocks = tuple(scale.shape), full_block(block, len(shape))
     else:
         counts, blocks = scale.shape + (1,) * (len(shape) - scale.ndim), (1,) * len(shape)
-    return counts, tuple(
-        n if c == 1 else b for n, c, b in zip(shape, counts, blocks, strict=True)
-    )
+    return counts, tuple(n if c == 1 else b for n, c, b in zip(shape, counts, blocks, strict=True))
 
 
 def _merged(axes: list[tuple[int, int, int]]) -> tuple[int, int] | None:

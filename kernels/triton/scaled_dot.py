@@ -58,7 +58,8 @@ def scaled_dot(
     program = tl.program_id(0)
     across: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     down: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
-    for tile in tl.range(program, BATCH * down * across, PROGRAMS):
+    for turn in tl.range(0, tl.cdiv(BATCH * down * across - program, PROGRAMS)):
+        tile = program + turn * PROGRAMS
         batch = (tile // (down * across)).to(tl.int64)
         within = tile % (down * across)
         first = within // (GROUP * across) * GROUP
@@ -155,7 +156,7 @@ def _scales(
 
 @triton.jit
 def _scaled(product, s, t, POWER: tl.constexpr):
-    """product * s * t * POWER, right wherever the result is a normal float32: see `_scaled` of
+    """Product * s * t * POWER, right wherever the result is a normal float32: see `_scaled` of
     `precir.kernels.scaled_dot`.
     """
     opposed = (s < 1) != (t < 1)
