@@ -123,7 +123,10 @@ def seconds(
 
     The model is the slower of the tensor cores and the memory. The cores work at the device's
     ceiling, in whole rounds of tiles over its multiprocessors; by Triton they wait for each
-    addition to the float32 sum. The memory moves the operands once and the result once.
+    addition to the float32 sum. The memory moves the operands once and the result once, and again
+    what XLA does in kernels of its own: copies of the operands, in bfloat16 or padded, and the
+    scales, bias and rounding after the product. Where that is one round of tiles or less, they are
+    taken to be part of the kernels before and after it.
     """
     device = _known(device)
     times: dict[Way, float] = {}
@@ -157,13 +160,21 @@ def _modelled(
         # Beside the addition, a product of scales for each element, where both differ there.
         each = 2 if all(g.k and 0 < g.rows < row["tile"][0] for g in granularity) else 1
         work *= 1 + each / _LANES / (step / _PRODUCTS)
+    if way == "triton":
+        work *= 16 / math.gcd(16, k)  # rows that begin off a multiple of 16 bytes are read in parts
     read, written = batch * k * (m + n), batch * m * n
-    moved, kernels = read + written * out.itemsize, 1
-    if way == "xla" and epilogue:
-        moved, kernels = moved + 8 * written, 2  # the product in float32, there and back
-    if way == "bf16" and tiles > ceiling["cores"]:
-        moved, kernels = moved + 4 * read, 3  # the copies, there and back
-    return float(max(work, moved / ceiling["bytes"]) + kernels * row["launch"])
+    moved, apart, kernels = read + written * out.itemsize, 0, 1
+    if tiles > ceiling["cores"] and way != "triton":
+        if epilogue:
+            apart, kernels = 8 * written, 2  # the product in float32, there and back
+        elif not all(g.k for g in granularity):
+            apart, kernels = 2 * out.itemsize * written, 2  # the scales, in a pass of its own
+        if way == "bf16":
+            apart, kernels = apart + 4 * read, kernels + 2  # the copies, there and back
+        elif k % 16 or n % 16:
+            apart, kernels = apart + 2 * read, kernels + 2  # which cuBLASLt asks for
+    busy = max(work, moved / ceiling["bytes"]) + apart / ceiling["bytes"]
+    return float(busy + kernels * row["launch"])
 
 
 def _refusal(way: Way, formats: tuple[str, str], granularity: tuple[Grain, Grain]) -> str:

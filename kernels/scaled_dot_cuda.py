@@ -94,8 +94,9 @@ def by_xla(
         a, a_scale, a_block = _value(a, a_scale, a_block), one, ()
     if not _same_along(b_contract, b.shape, b_scale.shape, b_block):
         b, b_scale, b_block = _value(b, b_scale, b_block), one, ()
-    if wide:
-        a, b = (x.astype(jnp.bfloat16) if x.dtype.itemsize == 1 else x for x in (a, b))
+    if wide:  # without the barrier XLA sees through the conversion, and multiplies in FP8
+        both = (x.astype(jnp.bfloat16) if x.dtype.itemsize == 1 else x for x in (a, b))
+        a, b = lax.optimization_barrier(tuple(both))
     a, b = _alike(a, b)
     # bfloat16 has float32's exponents, so the unscaled product may leave the call in it; float16
     # would overflow.
