@@ -8,7 +8,7 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.formats import Format
-from precir.kernels.quantize import power_of_two_scale
+from precir.kernels.powers import power_of_two_scale
 
 
 def finite_amax(x: ArrayLike) -> Array:

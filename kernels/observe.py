@@ -15,14 +15,17 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import jax
 import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
+from jax.interpreters import ad
 
 from precir.formats import format_of
+from precir.kernels.launch import fp8_gpu, launch, result
+from precir.kernels.primitive import Dims, Results, kernel_primitive
 
 HEAD: Final = 10  # what stands before the histogram
 EXPONENTS: Final = 256
@@ -31,6 +34,10 @@ _ABSOLUTE: Final = 0x7FFFFFFF
 _INF: Final = 0x7F800000
 _FRACTION: Final = 23  # bits
 _WAYS: Final = 4
+
+_TAKEN: Final = frozenset({"float16", "bfloat16", "float32"})
+_RUN: Final = 2048  # elements that a program of the CUDA kernel reads at once
+_PARTS: Final = 1024  # programs at most
 
 
 @partial(jax.jit, static_argnames="histogram")
@@ -44,13 +51,17 @@ def observe(x: Array, *, histogram: bool = True) -> Array:
     exponents the elements that have it. Zeros and float32's subnormals have exponent 0; NaN and
     infinities 255. Other dtypes are converted to float32 first, exactly, save float64.
     """
-    return _observe(x.reshape(-1), (), histogram)
+    stats: Array
+    (stats,) = observe_p.bind(x.reshape(-1), histogram=histogram)
+    return stats
 
 
 @partial(jax.jit, static_argnames="histogram")
 def observe_each(xs: Array, *, histogram: bool = True) -> Array:
     """``observe`` of each row of a matrix: int32[rows, 266] or int32[rows, 10]."""
-    return _observe(xs, xs.shape[:1], histogram)
+    stats: Array
+    (stats,) = observe_p.bind(xs, histogram=histogram)
+    return stats
 
 
 @jax.jit
@@ -82,15 +93,14 @@ def _amax(x: Array, axes: tuple[int, ...]) -> Array:
     return lax.reduce_max(lax.abs(wide), axes).astype(np.float32)
 
 
-def _observe(x: Array, rows: tuple[int, ...], histogram: bool) -> Array:
+def _reference(x: Array, *, histogram: bool) -> Results:
     """Along the last axis."""
-    axis, size = len(rows), x.shape[-1]
+    axis, rows, size = x.ndim - 1, x.shape[:-1], x.shape[-1]
     wide = x.astype(np.float32)
     signed = _bits(wide)
     bits = signed & _ABSOLUTE
     finite = bits < _INF
-    normal = np.float32(format_of(x.dtype).smallest_normal)
-    least = np.int32(np.asarray(normal).view(np.int32))
+    least = np.int32(_least_normal(x.dtype))
     counted = [
         bits == 0,
         (bits > 0) & (bits < least),
@@ -110,8 +120,8 @@ def _observe(x: Array, rows: tuple[int, ...], histogram: bool) -> Array:
     total = jnp.full(rows, size, np.int32)
     head = jnp.stack([large, small, *sums, total, *counts], axis)
     if not histogram:
-        return head
-    return jnp.concatenate([head, _histogram(bits, math.prod(rows)).reshape(*rows, -1)], axis)
+        return (head,)
+    return (jnp.concatenate([head, _histogram(bits, math.prod(rows)).reshape(*rows, -1)], axis),)
 
 
 def _merge_counts(a: tuple[Array, ...], b: tuple[Array, ...]) -> tuple[Array, ...]:
@@ -129,6 +139,69 @@ def _histogram(bits: Array, rows: int) -> Array:
     counts = jnp.zeros(rows * _WAYS * EXPONENTS, np.int32)
     counts = counts.at[bins.reshape(-1)].add(1, mode="promise_in_bounds")
     return counts.reshape(rows, _WAYS, EXPONENTS).sum(1)
+
+
+def _least_normal(dtype: np.dtype[Any]) -> int:
+    """The bits of a format's least normal number in float32."""
+    return int(np.float32(format_of(dtype).smallest_normal).view(np.int32))
+
+
+def _on_cuda(x: Array, *, histogram: bool) -> Results:
+    """One read in Triton, in parts that XLA then merges."""
+    if not x.size or x.dtype.name not in _TAKEN or not fp8_gpu():
+        return _reference(x, histogram=histogram)
+    from precir.kernels.triton.statistics import statistics
+
+    rows, n = math.prod(x.shape[:-1]), x.shape[-1]
+    parts = min(-(-n // _RUN), max(1, _PARTS // rows))
+    counts, sums, bins = launch(
+        statistics,
+        [x],
+        [
+            result((rows, parts, 8), np.int32),
+            result((rows, parts, 2), np.float32),
+            result((rows, parts, EXPONENTS) if histogram else (1,), np.int32),
+        ],
+        (rows * parts,),
+        warps=8,
+        N=n,
+        PARTS=parts,
+        BLOCK=_RUN,
+        LEAST=_least_normal(x.dtype),
+        HISTOGRAM=histogram,
+    )
+    small = jnp.min(counts[..., 1], axis=1, keepdims=True)
+    found = [
+        jnp.max(counts[..., 0], axis=1, keepdims=True),
+        jnp.where(small == _ABSOLUTE, 0, small),
+        _bits(jnp.sum(sums, axis=1)),
+        jnp.full((rows, 1), n, np.int32),
+        jnp.sum(counts[..., 2:7], axis=1),
+    ]
+    if histogram:
+        found.append(jnp.sum(bins, axis=1))
+    return (jnp.concatenate(found, axis=1).reshape(*x.shape[:-1], -1),)
+
+
+def _batch(operands: tuple[Array], dims: Dims, *, histogram: bool) -> tuple[Results, Dims]:
+    (x,), (dim,) = operands, dims
+    assert dim is not None
+    each = jnp.moveaxis(x, dim, 0)
+    *shape, n = each.shape
+    (stats,) = observe_p.bind(each.reshape(math.prod(shape), n), histogram=histogram)
+    return (stats.reshape(*shape, stats.shape[-1]),), (0,)
+
+
+def _jvp(primals: tuple[Array], _: Any, **params: Any) -> tuple[Results, list[Any]]:
+    """Integers have no derivative."""
+    stats = observe_p.bind(*primals, **params)
+    return stats, [ad.Zero(jax.typeof(s).to_tangent_aval()) for s in stats]
+
+
+observe_p = kernel_primitive(
+    "precir_observe", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+)
+ad.primitive_jvps[observe_p] = _jvp
 
 
 def _bits(x: Array) -> Array:

@@ -18,7 +18,6 @@ Special values, whatever the format, the block and the origin of the scale:
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import jax
@@ -29,14 +28,13 @@ from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
 from precir.formats import BF16, E4M3, E5M2, E8M0FNU, F16, F32, Format, format_of, is_power_of_two
+from precir.kernels import quantize_cuda
+from precir.kernels.powers import power_of_two_scale
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray, full_block, spread
 
 _WIDE = frozenset({"float16", "bfloat16", "float32", "float64"})
 _NARROW = (E4M3, E5M2, F16, BF16, F32)
-_INF = 0x7F800000  # the bits of float32's infinity
-_EXPONENT = -1 << 23  # the bits of sign and exponent, so that what fell below zero stays there
-_LARGEST = 253 << 23  # the bits of 2^126
 
 
 class QuantizeError(PrecirError, TypeError):
@@ -79,8 +77,8 @@ def quantize(
     Under ``jax.vmap`` each example has its own scale. Not differentiable. Raises
     ``QuantizeError`` (a ``TypeError``) on other dtypes, formats, scalings, blocks and scales.
     """
-    dtype, x = _checked(format), _array(x)
-    block, scales = _checked_block(block, x.ndim), _checked_scales(scale_format)
+    dtype, x = checked_format(format), checked_array(x)
+    block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
     if scale is None and scaling == "current":
         data, own = quantize_p.bind(x, dtype=dtype, batch_ndim=0, block=block, scales=scales)
         return ScaledArray(data, own, block)
@@ -93,7 +91,7 @@ def quantize(
             "a given scale is one float32 scalar for the whole tensor",
             fix="leave out block and scale_format, or the scale",
         )
-    given = _given(scale)
+    given = checked_scale(scale)
     (data,) = quantize_given_p.bind(x, given, dtype=dtype)
     return ScaledArray(data, given)
 
@@ -107,44 +105,31 @@ def quantize_reference(
     scale_format: DTypeLike | Format = F32,
 ) -> ScaledArray:
     """What ``quantize`` returns, in plain JAX."""
-    dtype, x = _checked(format), _array(x)
+    dtype, x = checked_format(format), checked_array(x)
     if scale is not None:
-        given = _given(scale)
-        return ScaledArray(_given_reference(x, given, dtype=dtype)[0], given)
-    block, scales = _checked_block(block, x.ndim), _checked_scales(scale_format)
-    return ScaledArray(*_reference(x, dtype=dtype, batch_ndim=0, block=block, scales=scales), block)
+        given = checked_scale(scale)
+        return ScaledArray(quantize_given_reference(x, given, dtype=dtype)[0], given)
+    block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
+    return ScaledArray(
+        *quantize_p_reference(x, dtype=dtype, batch_ndim=0, block=block, scales=scales), block
+    )
 
 
-def power_of_two_scale(amax: Array, format: DTypeLike | Format) -> Array:
-    """2^ceil(log2(amax / format.max)) for each float32 ``amax``, from its bits; float32.
-
-    1 for an amax of zero, subnormal, infinite or NaN; from 2^-126 to 2^126. Golden values for
-    float8_e4m3fn: 1 gives 2^-8, 10 2^-5, 32 2^-3, 448 1, 449 2, 10000 2^5. For bfloat16 the
-    largest is taken to be 1. `precir.formats.power_of_two` is the same of one Python number.
-    """
-    bits = lax.bitcast_convert_type(amax, np.int32)
-    normal = (bits >= 1 << 23) & (bits < _INF)
-    ceiling = (bits + power_of_two_carry(format)) & _EXPONENT
-    ceiling = lax.clamp(np.int32(1 << 23), ceiling, np.int32(_LARGEST))
-    one = lax.full_like(ceiling, 127 << 23)
-    return lax.bitcast_convert_type(lax.select(normal, ceiling, one), np.float32)
-
-
-def power_of_two_carry(format: DTypeLike | Format) -> int:
-    """What, added to the bits of an amax, leaves those of 2^ceil(log2(amax / format.max)) in the
-    sign and the exponent.
-    """
-    # largest = 2^exponent * (1 + fraction / 2^23). The sum carries into the exponent where amax
-    # has the larger fraction, which is the ceiling.
-    mantissa, exponent = math.frexp(format_of(format).largest_scaled)
-    mantissa, exponent = 2 * mantissa, exponent - 1
-    fraction = int((mantissa - 1) * 2**23)
-    return 2**23 - 1 - fraction - (exponent << 23)
-
-
-def _reference(
+def quantize_p_reference(
     x: Array, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
 ) -> tuple[Array, Array]:
+    scale = _own_scale(x, dtype, batch_ndim, block)
+    # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
+    scaled = lax.convert_element_type(x, np.float32) * spread(1 / scale, x.shape, block)
+    return lax.convert_element_type(scaled, dtype), lax.convert_element_type(scale, scales)
+
+
+def own_scale(x: Array, dtype: np.dtype[Any], *, block: tuple[int, ...], scales: Any) -> Array:
+    """The scales that ``quantize`` gives ``x``."""
+    return lax.convert_element_type(_own_scale(x, dtype, 0, block), scales)
+
+
+def _own_scale(x: Array, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...]) -> Array:
     wide = lax.convert_element_type(x, np.float32)
     # Taken in the 16 bits of x where it has 16: else XLA:GPU stores a float32 copy of a weight.
     magnitude = lax.abs(x if x.dtype.itemsize < 4 else wide)
@@ -154,10 +139,7 @@ def _reference(
         amax = _largest_of_blocks(finite, block)
     else:
         amax = lax.reduce_max(finite, tuple(range(batch_ndim, x.ndim)))
-    scale = power_of_two_scale(lax.convert_element_type(amax, np.float32), dtype)
-    # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
-    scaled = wide * spread(1 / scale, x.shape, block)
-    return lax.convert_element_type(scaled, dtype), lax.convert_element_type(scale, scales)
+    return power_of_two_scale(lax.convert_element_type(amax, np.float32), dtype)
 
 
 def _largest_of_blocks(finite: Array, block: tuple[int, ...]) -> Array:
@@ -194,10 +176,20 @@ def _batch(
     return results, (0, 0)
 
 
-quantize_p = kernel_primitive("precir_quantize", _reference, platforms={}, batch=_batch)
+def _on_cuda(x: Array, **params: Any) -> Results:
+    """One read of ``x`` in Triton, two where one scale is for more than a program holds; XLA's
+    code for what no kernel serves.
+    """
+    found = quantize_cuda.quantized(x, **params)
+    return found if found is not None else quantize_p_reference(x, **params)
 
 
-def _given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
+quantize_p = kernel_primitive(
+    "precir_quantize", quantize_p_reference, platforms={"cuda": _on_cuda}, batch=_batch
+)
+
+
+def quantize_given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
     """The axes of ``scale``, of examples under vmap, are the leading ones of ``x``."""
     wide = lax.convert_element_type(x, np.float32)
     scaled, bound = wide * spread(1 / scale, x.shape, ()), np.float32(format_of(dtype).max)
@@ -221,19 +213,27 @@ def _batch_given(
     return quantize_given_p.bind(x, scale, dtype=dtype), (0,)
 
 
+def _given_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
+    data = quantize_cuda.quantized_given(x, scale, dtype=dtype)
+    return (data,) if data is not None else quantize_given_reference(x, scale, dtype=dtype)
+
+
 quantize_given_p = kernel_primitive(
-    "precir_quantize_given", _given_reference, platforms={}, batch=_batch_given
+    "precir_quantize_given",
+    quantize_given_reference,
+    platforms={"cuda": _given_on_cuda},
+    batch=_batch_given,
 )
 
 
-def _array(x: ArrayLike) -> Array:
+def checked_array(x: ArrayLike) -> Array:
     x = x if isinstance(x, jax.Array) else jnp.asarray(x)
     if x.dtype.name not in _WIDE:
         raise QuantizeError(f"quantize takes a wide floating-point tensor, not {x.dtype}")
     return x
 
 
-def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
+def checked_format(format: DTypeLike | Format) -> np.dtype[Any]:
     format = format_of(format)
     if format not in _NARROW:
         known = ", ".join(f.name for f in _NARROW)
@@ -241,7 +241,7 @@ def _checked(format: DTypeLike | Format) -> np.dtype[Any]:
     return format.dtype
 
 
-def _checked_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
+def checked_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     sizes = tuple(int(b) for b in block)
     if len(sizes) > ndim or sizes != tuple(block) or any(b < 1 for b in sizes):
         raise QuantizeError(
@@ -250,14 +250,14 @@ def _checked_block(block: tuple[int, ...], ndim: int) -> tuple[int, ...]:
     return sizes
 
 
-def _checked_scales(format: DTypeLike | Format) -> np.dtype[Any]:
+def checked_scale_format(format: DTypeLike | Format) -> np.dtype[Any]:
     format = format_of(format)
     if format not in (F32, E8M0FNU):
         raise QuantizeError(f"scales are {F32.name} or {E8M0FNU.name}, not {format.name}")
     return format.dtype
 
 
-def _given(scale: ArrayLike) -> Array:
+def checked_scale(scale: ArrayLike) -> Array:
     if isinstance(scale, (int, float)) and not (
         is_power_of_two(scale) and 2.0**-126 <= scale <= 2.0**126
     ):

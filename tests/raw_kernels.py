@@ -9,13 +9,12 @@ from precir.kernels.triton.narrow import finite_bits, inverse, narrow, scale_bit
 @triton.jit
 def amax_scale_cast(
     x, out, scale, N: tl.constexpr, BLOCK: tl.constexpr, CARRY: tl.constexpr,
-    LARGEST: tl.constexpr, INF: tl.constexpr,
 ):  # fmt: skip
     """One scale for N numbers, in one program."""
     at = tl.arange(0, BLOCK)
     value = tl.load(x + at, mask=at < N, other=0).to(tl.float32)
     bits = scale_bits(tl.max(finite_bits(value)), CARRY)
-    data = narrow(value, inverse(bits), out.dtype.element_ty, LARGEST, INF)
+    data = narrow(value, inverse(bits), out.dtype.element_ty)
     tl.store(out + at, data, mask=at < N)
     tl.store(scale, bits.to(tl.float32, bitcast=True))
 

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 
 from precir.kernels import E4M3, E5M2, quantize
 from precir.kernels.launch import fp8_gpu, launch, result, target
-from precir.kernels.quantize import power_of_two_carry
+from precir.kernels.powers import power_of_two_carry
 from tests import interpreter
 from tests.crosslower import lower_for_cuda
 
@@ -25,8 +25,6 @@ def constants(format, n):
         "N": n,
         "BLOCK": 1 << (n - 1).bit_length(),
         "CARRY": power_of_two_carry(format),
-        "LARGEST": format.max,
-        "INF": 0x7C if format.has_inf else 0x7F,
     }
 
 

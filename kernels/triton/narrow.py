@@ -5,18 +5,28 @@ import triton.language as tl
 
 
 @triton.jit
+def usual(bits):
+    """Whether float32 numbers, given as bits (int32), are normal: no zero, infinity or NaN.
+
+    One comparison: below the least normal, the difference is a large unsigned number.
+    """
+    above = ((bits & 0x7FFFFFFF) - 0x00800000).to(tl.uint32, bitcast=True)
+    return above < 0x7F000000
+
+
+@triton.jit
 def finite_bits(x):
     """The bits (int32) of the magnitude of each float32, 0 for NaN, infinities and subnormals.
 
     Magnitudes are ordered as these integers are, and their maximum has no NaN to spread.
     """
-    bits = x.to(tl.int32, bitcast=True) & 0x7FFFFFFF
-    return tl.where((bits < 0x7F800000) & (bits >= 0x00800000), bits, 0)
+    bits = x.to(tl.int32, bitcast=True)
+    return tl.where(usual(bits), bits & 0x7FFFFFFF, 0)
 
 
 @triton.jit
 def scale_bits(amax, CARRY: tl.constexpr):
-    """The bits of `precir.kernels.quantize.power_of_two_scale` of an amax given as bits: int32.
+    """The bits of `precir.kernels.powers.power_of_two_scale` of an amax given as bits: int32.
 
     ``CARRY`` is what makes a ceiling of it and divides by the format's largest: see there.
     """
@@ -33,21 +43,26 @@ def inverse(scale):
 
 
 @triton.jit
-def narrow(x, inverse_scale, DTYPE: tl.constexpr, LARGEST: tl.constexpr, INF: tl.constexpr):
+def narrow(x, inverse_scale, DTYPE: tl.constexpr):
     """FP8 of x * inverse_scale (float32), saturated, to nearest even.
 
-    ``DTYPE`` is the FP8 format, ``LARGEST`` its largest number, ``INF`` the bits of what an
-    infinity becomes, where Hopper's conversion gives the largest. Subnormals of float32 are
-    zero, as they are on a CPU. The bound is kept by ``tl.where``: NaN-propagating minima before
-    a transposed FP8 store were once miscompiled (triton issue 11111).
+    Hopper's conversion saturates (``cvt.rn.satfinite``), infinities too, and keeps NaN: nothing
+    needs a minimum or maximum, which before a transposed FP8 store were once miscompiled (triton
+    issue 11111). Times zero, an infinity is NaN, and a subnormal of float32 is zero, which is how
+    a CPU reads it.
     """
     bits = x.to(tl.int32, bitcast=True)
-    magnitude = bits & 0x7FFFFFFF
-    scaled = tl.where(magnitude < 0x00800000, x * 0.0, x * inverse_scale)
-    scaled = tl.where(scaled > LARGEST, LARGEST, scaled)
-    scaled = tl.where(scaled < -LARGEST, -LARGEST, scaled)
-    data = scaled.to(DTYPE).to(tl.uint8, bitcast=True)
-    sign = ((bits >> 24) & 0x80).to(tl.uint8)
-    data = tl.where(magnitude == 0x7F800000, sign | INF, data)
-    data = tl.where(magnitude > 0x7F800000, sign | 0x7F, data)
-    return data.to(DTYPE, bitcast=True)
+    data = (x * tl.where(usual(bits), inverse_scale, 0.0)).to(DTYPE)
+    if tl.float8e5 == DTYPE:  # which has infinities
+        inf = (((bits >> 24) & 0x80) | 0x7C).to(tl.uint8).to(DTYPE, bitcast=True)
+        data = tl.where((bits & 0x7FFFFFFF) == 0x7F800000, inf, data)
+    return data
+
+
+@triton.jit
+def store_scale(at, scale, inside):
+    """Write scales, given as bits, as float32 or, where the pointer is to uint8, as E8M0."""
+    if at.dtype.element_ty == tl.uint8:
+        tl.store(at, (scale >> 23).to(tl.uint8), mask=inside)
+    else:
+        tl.store(at, scale.to(tl.float32, bitcast=True), mask=inside)

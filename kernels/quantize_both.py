@@ -1,0 +1,290 @@
+"""Quantise a matrix and its transpose in one pass, and measure it on the way.
+
+The FP8 products of Hopper read both operands along the contraction. A matrix is contracted along
+its columns in the forward pass and along its rows in the backward one, so it is stored both ways,
+and reading it once for both is what pays.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import jax
+import numpy as np
+from jax import Array
+from jax import numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+
+from precir.formats import F32, Format
+from precir.kernels import quantize_cuda
+from precir.kernels.delayed import finite_amax
+from precir.kernels.launch import launch, result
+from precir.kernels.powers import power_of_two_carry
+from precir.kernels.primitive import Dims, Results, kernel_primitive
+from precir.kernels.quantize import (
+    QuantizeError,
+    checked_array,
+    checked_block,
+    checked_format,
+    checked_scale,
+    checked_scale_format,
+    quantize_given_reference,
+    quantize_p_reference,
+)
+from precir.scaled import ScaledArray, full_block, scale_shape
+
+TALL: Final = 128  # a tile of a program, where scales do not say
+WIDE: Final = 64
+
+
+def quantize_both(
+    x: ArrayLike,
+    format: DTypeLike | Format,
+    *,
+    block: tuple[int, ...] = (),
+    scale: ArrayLike | None = None,
+    scale_format: DTypeLike | Format = F32,
+) -> tuple[ScaledArray, ScaledArray]:
+    """``(quantize(x, ...), quantize(x.T, ...))`` of a matrix, each stored row by row.
+
+    Under one scale, or in square blocks, the second is the transpose of the first. With a
+    ``block`` of ``(1, n)`` each has scales along its own rows: the second is rounded anew from
+    ``x``, under scales for n rows of a column of ``x``.
+
+    Raises as ``quantize`` does, and ``QuantizeError`` for what is no matrix.
+    """
+    dtype, x = checked_format(format), _matrix(x)
+    block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
+    if scale is None:
+        block = full_block(block, 2) if block else ()
+        data, own, flipped, its = quantize_both_p.bind(x, dtype=dtype, block=block, scales=scales)
+        return ScaledArray(data, own, block), ScaledArray(flipped, its, block)
+    if block or scales != F32.dtype:
+        raise QuantizeError(
+            "a given scale is one float32 scalar for the whole tensor",
+            fix="leave out block and scale_format, or the scale",
+        )
+    given = checked_scale(scale)
+    data, flipped = quantize_both_given_p.bind(x, given, dtype=dtype, amax=False)
+    return ScaledArray(data, given), ScaledArray(flipped, given)
+
+
+def quantize_and_amax(
+    x: ArrayLike, format: DTypeLike | Format, *, scale: ArrayLike
+) -> tuple[ScaledArray, Array]:
+    """``quantize(x, format, scale=scale)``, and ``finite_amax(x)`` from the same read: what
+    delayed scaling needs of a tensor. Magnitudes below float32's least normal count as zero.
+    """
+    given = checked_scale(scale)
+    data, amax = quantize_amax_p.bind(checked_array(x), given, dtype=checked_format(format))
+    return ScaledArray(data, given), amax
+
+
+def quantize_both_and_amax(
+    x: ArrayLike, format: DTypeLike | Format, *, scale: ArrayLike
+) -> tuple[ScaledArray, ScaledArray, Array]:
+    """``quantize_both(x, format, scale=scale)``, and ``finite_amax(x)`` as above."""
+    given = checked_scale(scale)
+    dtype, x = checked_format(format), _matrix(x)
+    data, flipped, amax = quantize_both_given_p.bind(x, given, dtype=dtype, amax=True)
+    return ScaledArray(data, given), ScaledArray(flipped, given), amax
+
+
+def _matrix(x: ArrayLike) -> Array:
+    x = checked_array(x)
+    if x.ndim != 2:
+        raise QuantizeError(
+            f"a matrix is quantised both ways, not a tensor of shape {x.shape}",
+            fix="jax.vmap over the leading axes",
+        )
+    return x
+
+
+# --- under scales of its own
+
+
+def _both_reference(
+    x: Array, *, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+) -> Results:
+    """Of the last two axes; those before are of examples."""
+    params = {"dtype": dtype, "batch_ndim": x.ndim - 2, "block": block, "scales": scales}
+    data, scale = quantize_p_reference(x, **params)
+    if not block:
+        return data, scale, _flipped(data), scale
+    if block[0] == block[1]:
+        return data, scale, _flipped(data), _flipped(scale)
+    return data, scale, *quantize_p_reference(_flipped(x), **params)
+
+
+def _flipped(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def _both_on_cuda(
+    x: Array, *, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+) -> Results:
+    found = _launched(x, dtype, block, scales) if quantize_cuda.serves(x, dtype) else None
+    if found is None:
+        return _both_reference(x, dtype=dtype, block=block, scales=scales)
+    data, scale, flipped, its = found
+    turned = (*x.shape[:-2], *x.shape[:-3:-1])
+    shapes = [scale_shape(s, block) if block else x.shape[:-2] for s in (x.shape, turned)]
+    own, others = (
+        quantize_cuda.as_scales(s, scales).reshape(shape)
+        for s, shape in zip((scale, its), shapes, strict=True)
+    )
+    return data.reshape(x.shape), own, flipped.reshape(turned), others
+
+
+def _launched(
+    x: Array, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+) -> tuple[Array, Array, Array, Array] | None:
+    from precir.kernels.triton import quantize_both as raw
+
+    (m, n), matrices = x.shape[-2:], math.prod(x.shape[:-2])
+    outs = [result((matrices, m, n), dtype), result((matrices, n, m), dtype)]
+    carry = power_of_two_carry(dtype)
+    if not block:
+        if scales != F32.dtype:
+            return None
+        parts = quantize_cuda.amax_parts(x.reshape(matrices, m * n))
+        count = parts.shape[1]
+        data, flipped, scale = launch(
+            raw.both_current,
+            [x, parts],
+            [*outs, result((matrices,), np.float32)],
+            (_tiles(matrices, m, n, TALL, WIDE),),
+            warps=quantize_cuda.warps(TALL * WIDE),
+            M=m,
+            N=n,
+            TALL=TALL,
+            WIDE=WIDE,
+            CARRY=carry,
+            PARTS=count,
+            PADDED=quantize_cuda.power(count),
+        )
+        return data, scale, flipped, scale
+    size = block[1]
+    if block[0] not in (1, size) or size not in (16, 32, 64, 128):
+        return None
+    stored = np.dtype(np.float32 if scales == F32.dtype else np.uint8)
+    down, across = -(-m // size), -(-n // size)
+    square = block[0] == size
+    data, flipped, scale, its = launch(
+        raw.both_squares if square else raw.both_groups,
+        [x],
+        [
+            *outs,
+            result((matrices, down if square else m, across), stored),
+            result((matrices, across if square else n, down), stored),
+        ],
+        (matrices * down * across,),
+        warps=quantize_cuda.warps(size * size),
+        M=m,
+        N=n,
+        TALL=size,
+        WIDE=size,
+        CARRY=carry,
+    )
+    return data, scale, flipped, its
+
+
+def _tiles(matrices: int, m: int, n: int, tall: int, wide: int) -> int:
+    return matrices * -(-m // tall) * -(-n // wide)
+
+
+def _batch_both(operands: tuple[Array], dims: Dims, **params: Any) -> tuple[Results, Dims]:
+    (x,), (dim,) = operands, dims
+    assert dim is not None
+    return quantize_both_p.bind(jnp.moveaxis(x, dim, 0), **params), (0, 0, 0, 0)
+
+
+quantize_both_p = kernel_primitive(
+    "precir_quantize_both", _both_reference, platforms={"cuda": _both_on_cuda}, batch=_batch_both
+)
+
+
+# --- under a given scale: its axes are the leading ones of x
+
+
+def _amax_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
+    (data,) = quantize_given_reference(x, scale, dtype=dtype)
+    return data, _amax_of_examples(x, scale)
+
+
+def _amax_of_examples(x: Array, scale: Array) -> Array:
+    amax = finite_amax
+    for _ in range(scale.ndim):
+        amax = jax.vmap(amax)
+    found = amax(x)
+    return jnp.where(found < np.float32(2.0**-126), np.float32(0), found)
+
+
+def _amax_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
+    found = quantize_cuda.quantized_given_amax(x, scale, dtype=dtype)
+    return found if found is not None else _amax_reference(x, scale, dtype=dtype)
+
+
+def _both_given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any], amax: bool) -> Results:
+    (data,) = quantize_given_reference(x, scale, dtype=dtype)
+    both = data, _flipped(data)
+    return (*both, _amax_of_examples(x, scale)) if amax else both
+
+
+def _both_given_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any], amax: bool) -> Results:
+    if not quantize_cuda.serves(x, dtype) or scale.ndim != x.ndim - 2:
+        return _both_given_reference(x, scale, dtype=dtype, amax=amax)
+    from precir.kernels.triton import quantize_both as raw
+
+    (m, n), matrices = x.shape[-2:], math.prod(x.shape[:-2])
+    tiles = _tiles(matrices, m, n, TALL, WIDE)
+    outs = [result((*x.shape[:-2], *shape), dtype) for shape in ((m, n), (n, m))]
+    if amax:
+        outs.append(result((matrices, tiles // matrices), np.int32))
+    data, flipped, *parts = launch(
+        raw.both_given_amax if amax else raw.both_given,
+        [x, scale],
+        outs,
+        (tiles,),
+        warps=quantize_cuda.warps(TALL * WIDE),
+        M=m,
+        N=n,
+        TALL=TALL,
+        WIDE=WIDE,
+    )
+    return data, flipped, *(quantize_cuda.largest(p, scale.shape) for p in parts)
+
+
+def _batch_given(operands: tuple[Array, Array], dims: Dims) -> tuple[Array, Array]:
+    """Each example with a scale, which its amax needs a place beside."""
+    (x, scale), (x_dim, scale_dim) = operands, dims
+    size = x.shape[x_dim] if x_dim is not None else scale.shape[scale_dim or 0]
+    x = jnp.moveaxis(x, x_dim, 0) if x_dim is not None else jnp.broadcast_to(x, (size, *x.shape))
+    if scale_dim is not None:
+        scale = jnp.moveaxis(scale, scale_dim, 0)
+    else:
+        scale = jnp.broadcast_to(scale, (size, *scale.shape))
+    return x, scale
+
+
+def _batch_amax(operands: tuple[Array, Array], dims: Dims, **params: Any) -> tuple[Results, Dims]:
+    return quantize_amax_p.bind(*_batch_given(operands, dims), **params), (0, 0)
+
+
+def _batch_both_given(
+    operands: tuple[Array, Array], dims: Dims, **params: Any
+) -> tuple[Results, Dims]:
+    results = quantize_both_given_p.bind(*_batch_given(operands, dims), **params)
+    return results, (0,) * len(results)
+
+
+quantize_amax_p = kernel_primitive(
+    "precir_quantize_amax", _amax_reference, platforms={"cuda": _amax_on_cuda}, batch=_batch_amax
+)
+quantize_both_given_p = kernel_primitive(
+    "precir_quantize_both_given",
+    _both_given_reference,
+    platforms={"cuda": _both_given_on_cuda},
+    batch=_batch_both_given,
+)
