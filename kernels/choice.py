@@ -210,6 +210,14 @@ def _known(device: str) -> str:
     return next((name for name in table()["devices"] if device.startswith(name)), "NVIDIA H100")
 
 
+def multiprocessors() -> int:
+    """Those of this machine's GPU; of an H100 where there is none."""
+    try:
+        return int(jax.devices("cuda")[0].core_count)
+    except RuntimeError:
+        return int(table()["devices"]["NVIDIA H100"]["cores"])
+
+
 @lru_cache(maxsize=1)
 def _first_device() -> str:
     try:

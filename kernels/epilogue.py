@@ -11,7 +11,7 @@ from jax import Array, lax
 from jax import numpy as jnp
 
 from precir.kernels.primitive import Results
-from precir.kernels.quantize import _given_reference
+from precir.kernels.quantize import quantize_given_reference
 
 ACTIVATIONS: Final = ("relu", "gelu", "gelu_tanh", "silu")
 
@@ -43,7 +43,7 @@ def finished(product: Array, extra: tuple[Array, ...], epilogue: Epilogue, out: 
         product = product + bias
     product = activated(product, epilogue.activation)
     if scale is not None:
-        result = _given_reference(product, scale, dtype=out)[0]
+        result = quantize_given_reference(product, scale, dtype=out)[0]
     else:
         result = product.astype(out)
     if epilogue.kept is None:

@@ -71,7 +71,17 @@ def _rule(function: Callable[..., Results]) -> Callable[..., Any]:
     lower = mlir.lower_fun(function, multiple_results=True)
 
     def rule(context: Any, *operands: Any, **params: Any) -> Any:
-        with lowering_for(tuple(context.module_context.platforms)):
+        module = context.module_context
+        # XLA partitions no kernel of ours: each device would get, and compute, all of it.
+        platforms = () if _partitioned(module.axis_context) else tuple(module.platforms)
+        with lowering_for(platforms):
             return lower(context, *operands, **params)
 
     return rule
+
+
+def _partitioned(axes: Any) -> bool:
+    """Whether XLA divides what is lowered among devices, as outside of ``jax.shard_map``."""
+    if hasattr(axes, "manual_axes"):
+        return any(n > 1 for name, n in axes.mesh.shape.items() if name not in axes.manual_axes)
+    return (getattr(axes, "num_devices", None) or 1) > 1

@@ -20,7 +20,7 @@ from precir.errors import PrecirError
 from precir.formats import BF16, E4M3, E5M2, F16, F32, Format
 from precir.kernels.epilogue import ACTIVATIONS, PLAIN, Epilogue, finished
 from precir.kernels.primitive import Dims, Results, kernel_primitive
-from precir.kernels.quantize import _given
+from precir.kernels.quantize import checked_scale
 from precir.kernels.scaled_dot_cuda import Axes, Blocks, DimensionNumbers, DType, on_cuda
 from precir.kernels.scaled_dot_cuda import _scaled as _scaled
 from precir.scaled import ScaledArray
@@ -129,7 +129,7 @@ def scaled_dot_reference(
 
 
 def _answer(results: Results, out_scale: ArrayLike | None, amax: bool) -> Any:
-    result = results[0] if out_scale is None else ScaledArray(results[0], _given(out_scale))
+    result = results[0] if out_scale is None else ScaledArray(results[0], checked_scale(out_scale))
     return (result, results[1]) if amax else result
 
 
@@ -273,7 +273,7 @@ def _prepared(
         free = tuple(n for i, n in enumerate(right.shape) if i not in dims[0][1] + dims[1][1])
         extra.append(_bias(bias, free).reshape((1,) * (rank - len(free)) + free))
     if out_scale is not None:
-        extra.append(_given(out_scale).reshape((1,) * rank))
+        extra.append(checked_scale(out_scale).reshape((1,) * rank))
     params = {
         "dimension_numbers": dims,
         "out": dtype,

@@ -11,13 +11,14 @@ from jax import numpy as jnp
 
 from precir.kernels import choice, scaled_dot_triton
 from precir.kernels.epilogue import PLAIN, Epilogue, finished
-from precir.kernels.launch import fp8_gpu
+from precir.kernels.launch import compute_capability, fp8_gpu
 from precir.kernels.primitive import Results
 from precir.scaled import ScaledArray, spread
 
 Axes = tuple[int, ...]
 DimensionNumbers = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
 """((a's contracting axes, b's), (a's batch axes, b's)), as in ``lax.dot_general``."""
+HOPPER = 90
 DType = np.dtype[np.generic]
 Blocks = tuple[Axes, Axes]
 """The blocks of the operands' scales, as `ScaledArray.block`."""
@@ -46,7 +47,7 @@ def on_cuda(
     }
     both = scaled_dot_triton.sides(a, a_scale, b, b_scale, dimension_numbers, blocks)
     ((_, b_contract), (a_batch, _)) = dimension_numbers
-    if both is None or not fp8_gpu() or np.dtype(out).itemsize > 4:
+    if both is None or not _hopper() or np.dtype(out).itemsize > 4:
         return by_xla(*operands, **params)
     (batch, m, k), (_, n, _) = both[0].size, both[1].size
     way = choice.choose(
@@ -67,6 +68,13 @@ def on_cuda(
     return scaled_dot_triton.multiply(
         *both, shape, *extra, out=out, shift=shift, epilogue=epilogue, batch_axes=len(a_batch)
     )
+
+
+def _hopper() -> bool:
+    """Whether the kernel is for the GPU that is compiled for: it needs Hopper's shared memory, and
+    has not been tried on what came after.
+    """
+    return fp8_gpu() and compute_capability() == HOPPER
 
 
 def by_xla(
@@ -95,8 +103,8 @@ def by_xla(
     if not _same_along(b_contract, b.shape, b_scale.shape, b_block):
         b, b_scale, b_block = _value(b, b_scale, b_block), one, ()
     if wide:  # without the barrier XLA sees through the conversion, and multiplies in FP8
-        both = (x.astype(jnp.bfloat16) if x.dtype.itemsize == 1 else x for x in (a, b))
-        a, b = lax.optimization_barrier(tuple(both))
+        barrier: Any = lax.optimization_barrier
+        a, b = barrier([x.astype(jnp.bfloat16) if x.dtype.itemsize == 1 else x for x in (a, b)])
     a, b = _alike(a, b)
     # bfloat16 has float32's exponents, so the unscaled product may leave the call in it; float16
     # would overflow.

@@ -13,8 +13,7 @@ import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
 
-from precir.formats import format_of
-from precir.kernels.choice import Grain, table
+from precir.kernels.choice import Grain, multiprocessors
 from precir.kernels.epilogue import Epilogue, split
 from precir.kernels.launch import launch, result
 from precir.kernels.primitive import Results
@@ -197,7 +196,7 @@ def multiply(
         right = right.rows_together()
     tiling = tiles(m, n, _step(left, right))
     count = math.ceil(m / tiling.m) * math.ceil(n / tiling.n)
-    programs = min(batch * count, table()["devices"]["NVIDIA H100"]["cores"] * tiling.resident)
+    programs = min(batch * count, multiprocessors() * tiling.resident)
     bias, scale = split(extra, epilogue)
     nothing = jnp.zeros(1, np.float32)
     arrays = (
@@ -206,7 +205,6 @@ def multiply(
         nothing if scale is None else scale.reshape(1),
     )
     largest = result((batch, count) if epilogue.kept is not None else (1, 1), np.float32)
-    format = format_of(out)
     product, amax = launch(
         scaled_dot,
         arrays,
@@ -228,8 +226,6 @@ def multiply(
         BIAS=epilogue.bias,
         ACTIVATION=epilogue.activation or "",
         NARROW=epilogue.narrow,
-        LARGEST=format.max,
-        INF=0x7C if format.has_inf else 0x7F,
         AMAX=epilogue.kept is not None,
         BLOCK_M=tiling.m,
         BLOCK_N=tiling.n,

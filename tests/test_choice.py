@@ -10,14 +10,18 @@ import jax
 import numpy as np
 import pytest
 from jax import numpy as jnp
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 
-from precir.kernels import E4M3, ScaledArray, choice, quantize, scaled_dot
+from precir.kernels import E4M3, ScaledArray, choice, scaled_dot
 from precir.kernels.choice import ENVIRONMENT, ChoiceError, Grain, choose, explain, prefer, seconds
 from precir.kernels.launch import target
+from precir.scaled import scale_shape
 
 WHOLE, ROW, LINE, SQUARE, MX = Grain(), Grain(1), Grain(1, 128), Grain(128, 128), Grain(1, 32)
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
 MATMUL = (((1,), (0,)), ((), ()))
+NT = (((1,), (1,)), ((), ()))
 LARGE = (1, 4096, 4096, 4096)
 
 
@@ -106,11 +110,15 @@ def test_a_wish_goes_before_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lowered(m: int, n: int, k: int, block: Any = ()) -> str:
-    def f(x: Any, y: Any) -> Any:
-        a, b = quantize(x, E4M3, block=block), quantize(y, E4M3, block=block[::-1])
-        return scaled_dot(a, b, MATMUL, out=jnp.bfloat16)
+    def f(x: Any, s: Any, y: Any, t: Any) -> Any:
+        a, b = ScaledArray(x, s, block), ScaledArray(y, t, block)
+        return scaled_dot(a, b, NT, out=jnp.bfloat16)
 
-    types = [jax.ShapeDtypeStruct(s, jnp.bfloat16) for s in ((m, k), (k, n))]
+    types = [
+        jax.ShapeDtypeStruct(shape, dtype)
+        for data in ((m, k), (n, k))
+        for shape, dtype in ((data, E4M3.dtype), (scale_shape(data, block), np.float32))
+    ]
     return jax.jit(f).trace(*types).lower(lowering_platforms=("cuda",)).as_text()
 
 
@@ -127,6 +135,27 @@ def test_the_rule_on_cuda_asks() -> None:
     with target(80), prefer("triton"):
         assert ways["triton"] not in lowered(512, 512, 512)
     assert ways["triton"] not in lowered(512, 512, 512, (1, 128))  # with no GPU to ask
+
+
+def test_xla_partitions_no_kernel() -> None:
+    """Where XLA divides the program among devices it would give each all of a kernel's work."""
+    mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))
+    x, y = (
+        jax.ShapeDtypeStruct(s, E4M3.dtype, sharding=NamedSharding(mesh, p))
+        for s, p in (((2048, 512), P("d")), ((512, 512), P()))
+    )
+
+    def f(x: Any, y: Any) -> Any:
+        a, b = (ScaledArray(v, jnp.ones((), jnp.float32)) for v in (x, y))
+        return scaled_dot(a, b, MATMUL, out=jnp.bfloat16)
+
+    mapped = jax.shard_map(f, mesh=mesh, in_specs=(P("d"), P()), out_specs=P("d"), check_vma=False)
+    with target(90), prefer("triton"):
+        texts = [
+            jax.jit(g).trace(x, y).lower(lowering_platforms=("cuda",)).as_text()
+            for g in (f, mapped)
+        ]
+    assert ["triton_kernel_call" in text for text in texts] == [False, True]
 
 
 def test_operands_of_other_formats_go_by_xla() -> None:

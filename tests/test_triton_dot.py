@@ -398,6 +398,12 @@ def compiled(pair: Any, blocks: Any, **options: Any) -> Any:
     return kernel
 
 
+def loop(ptx: str) -> str:
+    """What is done between one step of products and the next."""
+    after = ptx[ptx.index("wgmma.wait_group") :]
+    return after[: after.index("bra")]
+
+
 @PAIRS
 @pytest.mark.parametrize(
     ("blocks", "options"),
@@ -420,5 +426,8 @@ def test_hopper_multiplies_in_eight_bits(pair: Any, blocks: Any, options: Any) -
     names = ".".join({E4M3: "e4m3", E5M2: "e5m2"}[f] for f in pair)
     assert f"wgmma.mma_async.sync.aligned.m64n128k32.f32.{names}" in kernel.ptx
     assert "cp.async.cg.shared.global" in kernel.ptx  # 16 bytes at a time, ahead of the products
+    scaled_inside = any(block and block[1] < 1024 for block in blocks)
+    assert ("fma.rn.f32" in loop(kernel.ptx)) == scaled_inside
+    assert ("add.rn.f32" in loop(kernel.ptx)) != scaled_inside  # the sum of sums is in float32
     assert kernel.shared <= SHARED_MEMORY
     assert kernel.resources()["spilled"] <= SPILLED

@@ -31,7 +31,7 @@ import jax, numpy as np
 from jax import numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from precir.kernels import E4M3, quantize, scaled_dot
+from precir.kernels import E4M3, ScaledArray, scaled_dot
 from precir.kernels.choice import prefer
 from precir.kernels.launch import target
 
@@ -40,17 +40,23 @@ card = topologies.get_topology_desc(
 )
 everywhere = NamedSharding(Mesh(np.array(card.devices), ("d",)), PartitionSpec())
 
-def f(x, w, v, bias):
-    a, b = quantize(x, E4M3, block=(1, 128)), quantize(w, E4M3, block=(128, 128))
+def f(x, s, w, t, v, bias):
+    a, b = ScaledArray(x, s, (1, 128)), ScaledArray(w, t, (128, 128))
     h, amax = scaled_dot(
-        a, b, (((1,), (0,)), ((), ())), out=E4M3.dtype, out_scale=0.5, bias=bias,
+        a, b, (((1,), (1,)), ((), ())), out=E4M3.dtype, out_scale=0.5, bias=bias,
         activation="gelu", amax=True,
     )
-    return scaled_dot(h, quantize(v, E4M3), (((1,), (1,)), ((), ())), out=jnp.bfloat16), amax
+    last = ScaledArray(v, s[0, 0])
+    return scaled_dot(h, last, (((1,), (1,)), ((), ())), out=jnp.bfloat16), amax
 
-shapes = ((256, 512), (512, 384), (640, 384)), (384,)
-types = [jax.ShapeDtypeStruct(s, jnp.bfloat16, sharding=everywhere) for s in shapes[0]]
-types.append(jax.ShapeDtypeStruct(shapes[1], jnp.float32, sharding=everywhere))
+eight, wide = E4M3.dtype, np.dtype(np.float32)
+types = [
+    jax.ShapeDtypeStruct(shape, dtype, sharding=everywhere)
+    for shape, dtype in (
+        ((256, 512), eight), ((256, 4), wide), ((384, 512), eight), ((3, 4), wide),
+        ((640, 384), eight), ((384,), wide),
+    )
+]
 for way in ("triton", "xla", "bf16"):
     with prefer(way), target(90):
         text = jax.jit(lambda *args: f(*args)).trace(*types).lower().compile(

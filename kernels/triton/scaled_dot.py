@@ -30,8 +30,6 @@ def scaled_dot(
     BIAS: tl.constexpr,
     ACTIVATION: tl.constexpr,
     NARROW: tl.constexpr,
-    LARGEST: tl.constexpr,
-    INF: tl.constexpr,
     AMAX: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -48,9 +46,9 @@ def scaled_dot(
     in float32 every ``BLOCK_K`` elements, times the scales of that block if they change there.
 
     Then times the other scales and ``POWER``, plus ``bias`` (float32[N]), through ``ACTIVATION``,
-    and rounded to the dtype of ``out``; with ``NARROW`` to its FP8 format (bits, see `narrow`)
-    under ``out_scale`` (float32[1]). With ``AMAX`` the largest finite magnitude of each tile before
-    the rounding is left in amax[tile].
+    and rounded to the dtype of ``out``; with ``NARROW`` that is FP8 (see `narrow`), under
+    ``out_scale`` (float32[1]). With ``AMAX`` the largest finite magnitude of each tile before the
+    rounding is left in amax[tile].
 
     Programs go through the tiles of the result in steps of ``PROGRAMS``, in groups of ``GROUP``
     rows of tiles, so that what runs at one time shares operands in the L2 cache.
@@ -85,11 +83,11 @@ def scaled_dot(
             y = _load(b_tile, column_in[None, :], ks[:, None] < K - k, N % BLOCK_N, K % BLOCK_K)
             part = tl.dot(x, y)
             if A_BLOCK[1] != 0 and B_BLOCK[1] != 0:
-                total += part * (s[:, None] * t[None, :])
+                total = tl.fma(part, s[:, None] * t[None, :], total)
             elif A_BLOCK[1] != 0:
-                total += part * s[:, None]
+                total = tl.fma(part, tl.broadcast_to(s[:, None], part.shape), total)
             elif B_BLOCK[1] != 0:
-                total += part * t[None, :]
+                total = tl.fma(part, tl.broadcast_to(t[None, :], part.shape), total)
             else:
                 total += part
             a_tile += BLOCK_K * A_STRIDES[2]
@@ -111,8 +109,8 @@ def scaled_dot(
         target = out + batch * M * N + m0.to(tl.int64) * N + n0
         target += rows[:, None] * N + columns[None, :]
         if NARROW:
-            held = narrow(total, 1.0 / tl.load(out_scale), out.dtype.element_ty, LARGEST, INF)
-            tl.store(target, held.to(out.dtype.element_ty, bitcast=True), mask=inside)
+            held = narrow(total, 1.0 / tl.load(out_scale), out.dtype.element_ty)
+            tl.store(target, held, mask=inside)
         else:
             tl.store(target, total.to(out.dtype.element_ty), mask=inside)
 
