@@ -160,19 +160,17 @@ def _modelled(
         # Beside the addition, a product of scales for each element, where both differ there.
         each = 2 if all(g.k and 0 < g.rows < row["tile"][0] for g in granularity) else 1
         work *= 1 + each / _LANES / (step / _PRODUCTS)
-    if way == "triton":
-        work *= 16 / math.gcd(16, k)  # rows that begin off a multiple of 16 bytes are read in parts
     read, written = batch * k * (m + n), batch * m * n
     moved, apart, kernels = read + written * out.itemsize, 0, 1
-    if tiles > ceiling["cores"] and way != "triton":
-        if epilogue:
+    if tiles > ceiling["cores"]:
+        if way != "triton" and epilogue:
             apart, kernels = 8 * written, 2  # the product in float32, there and back
-        elif not all(g.k for g in granularity):
+        elif way != "triton" and not all(g.k for g in granularity):
             apart, kernels = 2 * out.itemsize * written, 2  # the scales, in a pass of its own
         if way == "bf16":
             apart, kernels = apart + 4 * read, kernels + 2  # the copies, there and back
-        elif k % 16 or n % 16:
-            apart, kernels = apart + 2 * read, kernels + 2  # which cuBLASLt asks for
+        elif k % 16 or (way == "xla" and n % 16):
+            apart, kernels = apart + 2 * read, kernels + 2
     busy = max(work, moved / ceiling["bytes"]) + apart / ceiling["bytes"]
     return float(busy + kernels * row["launch"])
 

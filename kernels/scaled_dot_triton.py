@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +37,9 @@ class Tiling(NamedTuple):
     group: int = 8
     resident: int = 1
     """Programs for each multiprocessor."""
+    flatten: bool = True
+    """Whether a tile is loaded while the one before it is finished: one program has then all the
+    shared memory that it can use."""
 
 
 _tiling: ContextVar[Tiling | None] = ContextVar("tiling", default=None)
@@ -71,7 +74,7 @@ class Side:
         rows = self.block[0] if self.scale_strides[1] else 0
         return Grain(rows, self.block[1])
 
-    def rows_together(self) -> Side:
+    def turned(self) -> Side:
         """The same with K contiguous, in a transposed copy if it was not: XLA makes the copy, as
         part of what writes the operand where it can.
         """
@@ -79,7 +82,21 @@ class Side:
         if self.strides[2] == 1:
             return self
         data = self.data.reshape(batch, k, rows).swapaxes(1, 2)
-        return Side(data, self.size, (rows * k, k, 1), self.scale, self.scale_strides, self.block)
+        return replace(self, data=data, strides=(rows * k, k, 1))
+
+    def padded(self) -> Side:
+        """The same with zeros after K, up to a multiple of the 16 bytes that are loaded at once. No
+        scale more is needed, blocks being multiples of 32.
+        """
+        (batch, rows, k), more = self.size, -self.size[2] % 16
+        if not more:
+            return self
+        along = self.strides[2] == 1
+        data = self.data.reshape((batch, rows, k) if along else (batch, k, rows))
+        widths = ((0, 0, 0), (0, 0 if along else more, 0), (0, more if along else 0, 0))
+        data, k = lax.pad(data, np.zeros((), data.dtype), widths), k + more
+        strides = (rows * k, k, 1) if along else (rows * k, 1, rows)
+        return replace(self, data=data, size=(batch, rows, k), strides=strides)
 
 
 def side(data: Array, scale: Array, span: Axes, batch: Axes, contract: Axes) -> Side | None:
@@ -187,13 +204,15 @@ def multiply(
     """The product of two sides as the kernel computes it, of ``shape``; see `takes`."""
     from precir.kernels.triton.scaled_dot import scaled_dot
 
-    (batch, m, k), (_, n, _) = left.size, right.size
+    (_, m, _), (_, n, _) = left.size, right.size
     # The tensor cores take FP8 with K contiguous alone. The kernel turns what is not on its way
     # through the registers, each time that it loads it; a copy is turned once.
-    if n > 128:
-        left = left.rows_together()
-    if m > 128:
-        right = right.rows_together()
+    if n > 128 or m % 16:
+        left = left.turned()
+    if m > 128 or n % 16:
+        right = right.turned()
+    left, right = left.padded(), right.padded()
+    batch, _, k = left.size
     tiling = tiles(m, n, _step(left, right))
     count = math.ceil(m / tiling.m) * math.ceil(n / tiling.n)
     programs = min(batch * count, multiprocessors() * tiling.resident)
@@ -232,6 +251,7 @@ def multiply(
         BLOCK_K=tiling.k,
         GROUP=tiling.group,
         PROGRAMS=programs,
+        FLATTEN=tiling.flatten,
     )
     product = product.reshape(shape)
     if epilogue.kept is None:

@@ -36,6 +36,7 @@ def scaled_dot(
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
+    FLATTEN: tl.constexpr,
 ):
     """out[batch, m, n] = f(sum over k of a[batch, m, k] * b[batch, n, k]), a tile at a time.
 
@@ -51,12 +52,15 @@ def scaled_dot(
     rounding is left in amax[tile].
 
     Programs go through the tiles of the result in steps of ``PROGRAMS``, in groups of ``GROUP``
-    rows of tiles, so that what runs at one time shares operands in the L2 cache.
+    rows of tiles, so that what runs at one time shares operands in the L2 cache. With ``FLATTEN``
+    the loops over tiles and over K are one, so that a tile is loaded while the one before it is
+    still being finished.
     """
     program = tl.program_id(0)
     across: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     down: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
-    for turn in tl.range(0, tl.cdiv(BATCH * down * across - program, PROGRAMS)):
+    turns = tl.cdiv(BATCH * down * across - program, PROGRAMS)
+    for turn in tl.range(0, turns, flatten=FLATTEN):
         tile = program + turn * PROGRAMS
         batch = (tile // (down * across)).to(tl.int64)
         within = tile % (down * across)
