@@ -1,4 +1,10 @@
-"""How a product becomes a launch of the Triton kernel: axes merged, layouts, scales, tiles."""
+"""How a product becomes a launch of the Triton kernel: axes merged, layouts, scales, tiles.
+
+Tiles are loaded through pointers, ``cp.async`` 16 bytes at a time, and not by Hopper's TMA: its
+descriptors are made in scratch memory, for which jax_triton 0.3 hands every kernel a null pointer.
+MX operands, with a scale for every 32, are multiplied in FP8 32 at a time, the sums added in
+float32; `precir.kernels.choice` knows that this is slow.
+"""
 
 from __future__ import annotations
 
@@ -109,9 +115,11 @@ def side(data: Array, scale: Array, span: Axes, batch: Axes, contract: Axes) -> 
     for group in groups:
         sizes = [(data.shape[i], counts[i], blocks[i]) for i in group]
         one = _merged(sizes)
+        if group is batch and one is not None and min(one) > 1:
+            one = None  # the kernel knows no blocks of a batch
         if one is None and group is contract:
             return None
-        if one is None:  # a scale for each row, instead of one for blocks of several axes
+        if one is None:  # a scale for each, instead of one for blocks that no one size describes
             counts = tuple(data.shape[i] if i in group else c for i, c in enumerate(counts))
             reach = tuple(blocks[i] if i in group else 1 for i in range(data.ndim))
             scale = jnp.broadcast_to(spread(scale, counts, reach), counts)

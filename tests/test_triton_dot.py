@@ -10,9 +10,9 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from jax import lax
 from jax import numpy as jnp
 
+from precir.errors import DerivativeError
 from precir.formats import BF16, E8M0FNU, F16, F32, Format
 from precir.kernels import E4M3, E5M2, ScaledArray, quantize, scaled_dot
 from precir.kernels import scaled_dot_cuda as cuda
@@ -66,10 +66,23 @@ def by_triton(a: Any, b: Any, dims: Any, **options: Any) -> Any:
 
 def wide(a: ScaledArray, b: ScaledArray, dims: Any) -> tuple[np.ndarray, np.ndarray]:
     """The exact product of what is quantised, in float64, and that of the magnitudes."""
-    with jax.enable_x64(True):
-        values = [x.unscale(jnp.float64) for x in (a, b)]
-        dot = [lax.dot_general(*v, dims) for v in (values, [jnp.abs(x) for x in values])]
-        return np.asarray(dot[0]), np.asarray(dot[1])
+    ((a_contract, b_contract), (a_batch, b_batch)) = dims
+    x, y = value(a), value(b)
+    left, right = list(range(x.ndim)), list(range(x.ndim, x.ndim + y.ndim))
+    for i, k in zip((*a_contract, *a_batch), (*b_contract, *b_batch), strict=True):
+        right[k] = left[i]
+    free = [i for i in left if i not in (*a_contract, *a_batch)]
+    out = [*a_batch, *free, *(i for i in right if i >= x.ndim)]
+    with np.errstate(invalid="ignore"):
+        return tuple(np.einsum(f(x), left, f(y), right, out) for f in (np.asarray, np.abs))
+
+
+def value(q: ScaledArray) -> np.ndarray:
+    scale, data = np.asarray(q.scale, np.float64), np.asarray(q.data, np.float64)
+    if q.block:
+        for axis, size in enumerate((1,) * (data.ndim - len(q.block)) + q.block):
+            scale = np.repeat(scale, size, axis)
+    return data * scale[tuple(slice(n) for n in data.shape)] if q.block else data * scale
 
 
 def assert_product(actual: Any, expected: np.ndarray, magnitude: np.ndarray) -> None:
@@ -190,7 +203,16 @@ def test_blocks_over_several_axes() -> None:
     assert_product(by_triton(a, b, rows), *wide(a, b, rows))
 
 
-@pytest.mark.parametrize("shift", [-126, -20, 0, 7, 126])
+@pytest.mark.parametrize("block", [(1, 9, 9, 99), (9, 1, 9, 99), (2, 3, 9, 99), (3, 9, 1, 99)])
+def test_scales_that_some_of_a_batch_share(block: tuple[int, ...]) -> None:
+    dims = (((3,), (2,)), ((0, 1), (0, 1)))
+    powers = 4.0 ** np.arange(20).reshape(4, 5, 1, 1)
+    a = quantize((normal(4, 5, 8, 17) * powers).astype(np.float32), E4M3, block=block)
+    b = quantize(normal(4, 5, 17, 9, seed=1), E4M3, block=(1, 2, 99, 1))
+    assert_product(by_triton(a, b, dims), *wide(a, b, dims))
+
+
+@pytest.mark.parametrize("shift", [-126, 0, 7])
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (1e30, 1e-30), (1e-37, 8e37), (1e-20, 1e-12)])
 def test_products_of_every_size(a: float, b: float, shift: int) -> None:
     x, y = quantize(normal(8, 64) * np.float32(a), E4M3), quantize(normal(64, 8) * b, E4M3)
@@ -325,15 +347,13 @@ def test_a_largest_for_each_of_a_batch() -> None:
     np.testing.assert_allclose(amax, np.max(np.abs(expected), (1, 2)), rtol=1e-5)
 
 
-AXES = [(0, None), (None, 0), (0, 0), (2, 1), (None, None)]
-
-
-@pytest.mark.parametrize("axes", AXES, ids=str)
-@pytest.mark.parametrize("bias_axis", [None, 0, 1])
+@pytest.mark.parametrize(
+    ("axes", "bias_axis"),
+    [((0, None), None), ((None, 0), 1), ((0, 0), 0), ((2, 1), None), ((None, None), 0)],
+    ids=str,
+)
 @pytest.mark.parametrize("narrow", [False, True])
 def test_vmap_is_a_loop(axes: Any, bias_axis: int | None, narrow: bool) -> None:
-    if axes == (None, None) and bias_axis is None:
-        bias_axis = 0
     x, y, bias = normal(8, 16), normal(16, 4, seed=1), normal(4, seed=2)
     args = [
         v if axis is None else np.stack([v * 3.0**i for i in range(3)], axis).astype(np.float32)
@@ -356,6 +376,14 @@ def test_vmap_is_a_loop(axes: Any, bias_axis: int | None, narrow: bool) -> None:
         one, largest = f(*each, scales[i])
         np.testing.assert_allclose(results[i], one, rtol=0.13 if narrow else 1e-5, atol=1e-4)
         np.testing.assert_allclose(amax[i], largest, rtol=1e-5)
+
+
+def test_no_option_gives_a_derivative() -> None:
+    a, b = quantize(normal(4, 4), E4M3), quantize(normal(4, 3), E4M3)
+    with pytest.raises(DerivativeError, match="custom_vjp"):
+        jax.grad(lambda bias: scaled_dot(a, b, MATMUL, bias=bias, activation="gelu").sum())(
+            jnp.ones(3)
+        )
 
 
 def test_what_the_options_refuse() -> None:
@@ -404,22 +432,25 @@ def loop(ptx: str) -> str:
     return after[: after.index("bra")]
 
 
-@PAIRS
+CODE = {
+    "tensor": (((), ()), {"out": BF16.dtype}),
+    "1x128,128x128": (((1, 128), (128, 128)), {"out": BF16.dtype}),
+    "1x128,1x128": (((1, 128), (1, 128)), {"out": F16.dtype, "activation": "silu"}),
+    "mx": (((1, 32), (1, 32)), {"out": F32.dtype}),
+    "row": (
+        ((1, 1024), (1, 1024)),
+        {"out": E4M3.dtype, "out_scale": 1.0, "activation": "gelu", "amax": True, "bias": 1},
+    ),
+}
+
+
 @pytest.mark.parametrize(
-    ("blocks", "options"),
-    [
-        (((), ()), {"out": BF16.dtype}),
-        (((1, 128), (128, 128)), {"out": BF16.dtype}),
-        (((1, 128), (1, 128)), {"out": F16.dtype, "activation": "silu"}),
-        (((1, 32), (1, 32)), {"out": F32.dtype}),
-        (
-            ((1, 1024), (1, 1024)),
-            {"out": E4M3.dtype, "out_scale": 1.0, "activation": "gelu", "amax": True, "bias": 1},
-        ),
-    ],
-    ids=["tensor", "1x128,128x128", "1x128,1x128", "mx", "row"],
+    ("pair", "form"),
+    [*[((E4M3, E4M3), f) for f in CODE], ((E4M3, E5M2), "tensor"), ((E5M2, E4M3), "1x128,1x128")],
+    ids=str,
 )
-def test_hopper_multiplies_in_eight_bits(pair: Any, blocks: Any, options: Any) -> None:
+def test_hopper_multiplies_in_eight_bits(pair: Any, form: str) -> None:
+    blocks, options = CODE[form]
     if options.get("bias") is not None:
         options = {**options, "bias": np.ones(512, np.float32)}
     kernel = compiled(pair, blocks, **options)
