@@ -81,8 +81,9 @@ def value(q: ScaledArray) -> np.ndarray:
     scale, data = np.asarray(q.scale, np.float64), np.asarray(q.data, np.float64)
     if q.block:
         for axis, size in enumerate((1,) * (data.ndim - len(q.block)) + q.block):
-            scale = np.repeat(scale, size, axis)
-    return data * scale[tuple(slice(n) for n in data.shape)] if q.block else data * scale
+            each = np.arange(data.shape[axis]) // size
+            scale = np.take(scale, each, axis)
+    return data * scale
 
 
 def assert_product(actual: Any, expected: np.ndarray, magnitude: np.ndarray) -> None:
