@@ -1,6 +1,7 @@
 """Kernels that generated code calls by name: quantisation and products of quantised tensors.
 
-One kernel per file, with its plain JAX reference beside it. Import as ``precir.kernels``.
+One kernel per file, with its plain JAX reference beside it; what it launches on a GPU is Triton
+code in ``triton/``. Import as ``precir.kernels``.
 """
 
 if __name__ != "precir.kernels":
@@ -11,11 +12,18 @@ if __name__ != "precir.kernels":
 
 from precir.formats import E4M3, E5M2, E8M0FNU
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
+from precir.kernels.dequantize import dequantize
 from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
+from precir.kernels.quantize_both import (
+    quantize_and_amax,
+    quantize_both,
+    quantize_both_and_amax,
+)
 from precir.kernels.scaled_dot import scaled_dot
 from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
+from precir.kernels.stochastic import quantize_stochastic
 from precir.scaled import ScaledArray
 
 __all__ = [
@@ -28,11 +36,16 @@ __all__ = [
     "amax_scale",
     "bounded",
     "delayed_scale",
+    "dequantize",
     "finite_amax",
     "merge_stats",
     "next_loss_scale",
     "observe",
     "quantize",
+    "quantize_and_amax",
+    "quantize_both",
+    "quantize_both_and_amax",
+    "quantize_stochastic",
     "recent_amax",
     "record_amax",
     "rescale",

@@ -25,7 +25,7 @@ Out = Sequence[jax.ShapeDtypeStruct]
 Runner = Callable[[Any, Sequence[Array], Out, tuple[int, ...], dict[str, Any]], Sequence[Any]]
 
 _target: ContextVar[tuple[int, Runner | None] | None] = ContextVar("target", default=None)
-_platforms: ContextVar[tuple[str, ...]] = ContextVar("platforms", default=("cuda",))
+_possible: ContextVar[bool] = ContextVar("possible", default=True)
 
 
 def launch(
@@ -77,9 +77,9 @@ def fp8_gpu() -> bool:
 
 def compute_capability() -> int | None:
     """That of the GPU that is compiled for, 90 for Hopper: as ``target`` says, or of this machine's
-    first. None where there is neither, and where one module is lowered for several platforms.
+    first. None where there is neither, and where ``lowering_for`` says that no kernel can be had.
     """
-    if _platforms.get() != ("cuda",):
+    if not _possible.get():
         return None
     named = _target.get()
     return named[0] if named is not None else _first_gpu()
@@ -102,13 +102,17 @@ def target(capability: int, runner: Runner | None = None) -> Iterator[None]:
 
 @contextmanager
 def lowering_for(platforms: tuple[str, ...]) -> Iterator[None]:
-    """Around a CUDA rule, traced and lowered: the platforms that its module is for."""
-    token = _platforms.set(tuple(platforms))
+    """Around a CUDA rule, traced and lowered: the platforms that a kernel of Triton's may be for.
+
+    None where XLA divides the operands among devices: it would first collect them from all.
+    ``jax.shard_map`` is what divides the work of a kernel.
+    """
+    token = _possible.set(platforms == ("cuda",))
     try:
         with _code_for_cuda_12() if fp8_gpu() else nullcontext():
             yield
     finally:
-        _platforms.reset(token)
+        _possible.reset(token)
 
 
 @contextmanager

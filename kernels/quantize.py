@@ -14,6 +14,10 @@ Special values, whatever the format, the block and the origin of the scale:
   subnormal, infinite or NaN.
 - Under a scale of its own nothing finite overflows; under one that is given, what leaves the
   format's range saturates.
+
+On NVIDIA GPUs from Ada on, FP8 is made by Triton kernels: the same bits, subnormals of float32
+read as zero. Where XLA divides a tensor among devices, and for blocks that no kernel has (see
+`precir.kernels.quantize_cuda`), it is XLA's code.
 """
 
 from __future__ import annotations

@@ -127,6 +127,7 @@ def serve() -> None:
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a kernel prints is no answer
     _mend_conversions()
+    _mend_bounds()
     while line := requests.readline():
         header = json.loads(line)
         arrays = [Tensor(a) for a in _read_arrays(requests, header["arrays"])]
@@ -186,6 +187,19 @@ class Tensor:
 
     def copy_(self, other: Tensor) -> None:
         assert other.bytes is self.bytes
+
+
+def _mend_bounds() -> None:
+    """Older interpreters take a loop's bound from an array of one element: NumPy no longer does."""
+    from triton.runtime import interpreter
+
+    patch = interpreter._patch_lang_tensor
+
+    def mended(tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
+        tensor.__index__ = lambda self: self.handle.data.item()
+
+    interpreter._patch_lang_tensor = mended
 
 
 def _mend_conversions() -> None:

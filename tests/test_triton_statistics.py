@@ -31,18 +31,18 @@ def check(x, histogram):
 
 
 @ON_LINUX
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("shape", [(1,), (5001,), (3, 70)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((1,), "bfloat16"), ((5001,), "float32"), ((3, 70), "float16")], ids=str
+)
 def test_in_the_interpreter(shape, dtype):
     x = numbers(shape, dtype)
-    for histogram in (True, False):
-        check(x, histogram)
-        check(jnp.where(jnp.isfinite(x), x, 0), histogram)
+    check(x, True)
+    check(jnp.asarray(np.where(np.isfinite(x), x, 0)), shape == (1,))
 
 
 @ON_LINUX
 def test_zeros_and_every_bfloat16():
-    check(jnp.zeros(100), True)
+    check(jnp.zeros(1), True)
     check(jnp.asarray(np.arange(2**16, dtype=np.uint16).view(jnp.bfloat16)), True)
 
 

@@ -46,6 +46,8 @@ def round_stochastic(
     steps = (scaled * (1.0 / LEAST) + (chance + 0.5) * 2.0**-16).to(tl.int32)
     fine = bits.to(tl.float32, bitcast=True)
     rounded = tl.where(scaled < NORMAL, steps.to(tl.float32) * LEAST, fine)
-    rounded = tl.where(value.to(tl.int32, bitcast=True) < 0, -rounded, rounded)
+    # The sign by its bit: to older Triton -x is 0 - x, which makes 0 of 0.
+    sign = value.to(tl.int32, bitcast=True) & -0x80000000
+    rounded = (rounded.to(tl.int32, bitcast=True) | sign).to(tl.float32, bitcast=True)
     data = narrow(tl.where(finite, rounded, value), 1.0, out.dtype.element_ty)
     store_tile(out + start, top, left, data, M, N, TALL, WIDE)
