@@ -10,6 +10,7 @@ from precir.packed import Packed, StateError
 from precir.recipe import RECIPES, Recipe, recipe
 from precir.scaled import ScaledArray
 from precir.scaling import scale, unscale
+from precir.target import Memory, memory
 from precir.version import __version__
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Compiled",
     "Hazard",
     "Kinds",
+    "Memory",
     "Observation",
     "Packed",
     "PrecirError",
@@ -29,6 +31,7 @@ __all__ = [
     "check",
     "compile",
     "lower",
+    "memory",
     "observe",
     "recipe",
     "scale",

@@ -129,6 +129,10 @@ class Compiled:
         """The same function, with the same options, under another recipe."""
         return Compiled(self._fn, find_recipe(recipe), self._options, self._ranges, self._stats)
 
+    def with_options(self, **options: Any) -> Compiled:
+        """The same function, with these options of `jax.jit` besides its own."""
+        return Compiled(self._fn, self.recipe, self._options | options, self._ranges, self._stats)
+
     def init(self, *args: Any, **kwargs: Any) -> Any:
         """The arguments of the first step, in the order given: what the step carries from one
         step to the next is in the form that it takes and returns.
@@ -197,6 +201,21 @@ class Compiled:
         from precir.dump import dump
 
         dump(self.program(*args, **kwargs), folder)
+
+    def memory(self, *args: Any, **kwargs: Any) -> Any:
+        """What the emitted program takes of GPUs that are not there: see `precir.memory`, whose
+        options (`target`, `devices`, `mesh`, `shardings`, `compiler_options`) come by name beside
+        the function's own arguments.
+        """
+        from precir.target import memory
+
+        return memory(self, *args, **kwargs)
+
+    def moved_to(self, move: Callable[[Any], Any]) -> Any:
+        """The `jax.jit` that runs this, its shardings on other devices: `move` is of a tree."""
+        sharded = ("in_shardings", "out_shardings")
+        moved = {k: move(v) if k in sharded else v for k, v in self._options.items()}
+        return jax.jit(self._outer.__wrapped__, **moved)
 
     # ------------------------------------------------------------------------------------------
 
