@@ -211,10 +211,18 @@ class Compiled:
 
         return memory(self, *args, **kwargs)
 
+    @property
+    def in_shardings(self) -> Any:
+        """As they were given, or None."""
+        return self._options.get("in_shardings")
+
     def moved_to(self, move: Callable[[Any], Any]) -> Any:
-        """The `jax.jit` that runs this, its shardings on other devices: `move` is of a tree."""
-        sharded = ("in_shardings", "out_shardings")
-        moved = {k: move(v) if k in sharded else v for k, v in self._options.items()}
+        """The `jax.jit` that runs this, for arguments that lie on other devices. `move` takes a
+        tree of shardings there.
+        """
+        moved = {k: v for k, v in self._options.items() if k != "in_shardings"}
+        if "out_shardings" in moved:
+            moved["out_shardings"] = move(moved["out_shardings"])
         return jax.jit(self._outer.__wrapped__, **moved)
 
     # ------------------------------------------------------------------------------------------

@@ -83,6 +83,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     target = find_target(options.target)
     args, kwargs = default_arguments(target) if given is None else given
     names = names_of(target.function, len(args))
+    if mesh and not options.shard and not _sharded(args, kwargs):
+        raise UsageError("nothing says how the arguments lie on the mesh", fix=_SHARD)
     function = compiled_target(target, recipe, static)
     donated = _donated(options.donate, names)
     if donated:
@@ -177,6 +179,11 @@ def _abstract(x: Any) -> Any:
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         return x
     return _STRUCT(x.shape, x.dtype, sharding=getattr(x, "sharding", None))
+
+
+def _sharded(args: Any, kwargs: Any) -> bool:
+    own = (getattr(x, "sharding", None) for x in jax.tree.leaves((args, kwargs)))
+    return any(isinstance(s, jax.sharding.NamedSharding) for s in own)
 
 
 def _begun(function: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -141,6 +141,8 @@ def memory(
       TargetError: an unknown target, shardings that do not fit, or JAX's CUDA plugin is missing.
     """
     card = find_card(target)
+    if shardings is None:
+        shardings = getattr(fn, "in_shardings", None)
     place = find_place(card, (args, kwargs), devices, mesh, shardings)
     jitted = _jitted(fn, place)
     positional = placed(args, shardings, place)

@@ -33,11 +33,15 @@ class Place:
 
     def moved(self, sharding: Any) -> Any:
         """A sharding of the user's on these devices. Specs and None mean the same everywhere."""
-        if isinstance(sharding, PartitionSpec):
-            return NamedSharding(self.mesh, sharding)
-        if isinstance(sharding, NamedSharding):
-            return NamedSharding(self.mesh, sharding.spec)
-        return None
+        spec = sharding.spec if isinstance(sharding, NamedSharding) else sharding
+        if not isinstance(spec, PartitionSpec):
+            return None
+        try:
+            return NamedSharding(self.mesh, spec)
+        except ValueError as error:
+            axes = ", ".join(f"{k}={v}" for k, v in self.mesh.shape.items())
+            what = f"{spec} names an axis that the mesh ({axes}) has not"
+            raise TargetError(what, fix="give mesh={'axis': size, ...}") from error
 
     def moved_all(self, shardings: Any) -> Any:
         """A tree of them, as `jax.jit` takes it for `in_shardings`."""
