@@ -232,6 +232,12 @@ HloModule m, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}
   ROOT %d = f32[4,16]{1,0} dot(%p0, %p1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 
+%sliced (p0: f8e4m3fn[4,8], p1: f8e5m2[16,8]) -> f16[4,16] {
+  %p0 = f8e4m3fn[4,8]{1,0} parameter(0)
+  %p1 = f8e5m2[16,8]{1,0} parameter(1)
+  ROOT %d = (f16[4,16]{1,0}, s8[64]{0}) custom-call(%p0, %p1), custom_call_target="__cublas$gemm"
+}
+
 %body (t: (s32[], bf16[4,8], bf16[8,16])) -> (s32[], bf16[4,8], bf16[8,16]) {
   %t = (s32[], bf16[4,8]{1,0}, /*index=2*/bf16[8,16]{1,0:S(5)}) parameter(0)
   %a = bf16[4,8]{1,0} get-tuple-element(%t), index=1
@@ -248,6 +254,7 @@ ENTRY %main (x: f8e4m3fn[4,8], y: f8e5m2[16,8]) -> bf16[4,16] {
   %y = f8e5m2[16,8]{1,0} parameter(1)
   %w = (s32[], bf16[4,8]{1,0}, bf16[8,16]{1,0}) while(%x), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"12"},"k":[]}
   %v = (s32[], bf16[4,8]{1,0}, bf16[8,16]{1,0}) while(%x), condition=%c, body=%body
+  %j = f16[4,16]{1,0} fusion(%x, %y), kind=kCustom, calls=%sliced
   %k = f32[4]{0} custom-call(%x), custom_call_target="triton_kernel_call"
   ROOT %q = (bf16[4,16]{1,0}, s8[64]{0}) custom-call(%x, %y), custom_call_target="__cublas$lt$matmul$f8", backend_config={"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["1"]}}}
 }
@@ -263,7 +270,7 @@ def test_hlo_is_read() -> None:
         Array("bf16", (8, 16)),
     )
     assert module.computations["main"]["q"].operands == ("x", "y")
-    assert [s.times for s in steps(module) if s.instruction.op == "fusion"] == [12, 1]
+    assert [s.times for s in steps(module) if s.instruction.op == "fusion"] == [12, 1, 1]
     assert Array("s4", (3,)).bytes == 2
     assert Array("pred", (3,)).bytes == 3
 
@@ -274,6 +281,7 @@ def test_work_is_counted() -> None:
     assert [(p.kernel, p.operands, p.out, p.count, p.flops) for p in found.products] == [
         ("Triton GEMM", "bf16 x bf16", "f32", 13, 13 * 2 * 4 * 16 * 8),
         ("cuBLASLt FP8", "f8e4m3fn x f8e5m2", "bf16", 1, 2 * 4 * 16 * 8),
+        ("cuBLAS", "f8e4m3fn x f8e5m2", "f16", 1, 0),
     ]
     assert set(found.collectives) == {
         Collective("all-gather", "bf16", 13, 13 * 4 * 8 * 2 * 4),

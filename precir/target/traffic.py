@@ -129,19 +129,26 @@ def _add(sums: dict[Any, list[int]], key: Any, times: int, amount: int) -> None:
 
 def _found(module: Module, step: Step) -> Iterator[Product | Collective | Kernel]:
     each = step.instruction
+    if each.op != "fusion":
+        yield from _one(module, step.computation, each, "dot")
+        return
+    kernel = "Triton GEMM" if any(k in each.rest for k in _TRITON) else "fused dot"
+    for computation, inner in fused(module, each):  # a library call may slice as it reads
+        yield from _one(module, computation, inner, kernel)
+
+
+def _one(
+    module: Module, computation: str, each: Instruction, kernel: str
+) -> Iterator[Product | Collective | Kernel]:
+    """`kernel`: what computes a plain product here."""
     if each.op == "custom-call":
-        yield from _call(module, step.computation, each)
-    elif each.op == "dot":
-        yield _product(module, step.computation, each, "dot")
+        yield from _call(module, computation, each)
+    elif each.op in ("dot", "scaled-dot"):
+        yield _product(module, computation, each, kernel)
     elif each.op == "convolution":
-        yield _product(module, step.computation, each, "convolution")
-    elif each.op == "fusion":
-        kernel = "Triton GEMM" if any(k in each.rest for k in _TRITON) else "fused dot"
-        for computation, inner in fused(module, each):
-            if inner.op in ("dot", "scaled-dot"):
-                yield _product(module, computation, inner, kernel)
+        yield _product(module, computation, each, "convolution")
     elif each.op.removesuffix("-start") in _COLLECTIVES:
-        yield from _collectives(module, step.computation, each)
+        yield from _collectives(module, computation, each)
 
 
 def _call(module: Module, computation: str, call: Instruction) -> Iterator[Product | Kernel]:
