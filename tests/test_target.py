@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+import zlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,31 @@ def test_hlo_is_read() -> None:
     assert Array("pred", (3,)).bytes == 3
 
 
+KERNEL = b""".visible .entry quantize_dot(
+  wgmma.mma_async.sync.aligned.m64n128k32.f32.e4m3.e5m2 {%r1}, 1, 1;
+"""
+
+
+def test_triton_kernels_are_known_by_their_machine_code() -> None:
+    def call(code: bytes) -> str:
+        text = "".join(f"\\{b:03o}" for b in zlib.compress(code))
+        return (
+            "ENTRY %main (a: f8e4m3fn[2,4,8]) -> f32[2,4,16] {\n"
+            "  %a = f8e4m3fn[2,4,8]{2,1,0} parameter(0)\n"
+            "  %b = f8e5m2[2,8,16]{2,1,0} parameter(1)\n"
+            "  ROOT %k = f32[2,4,16]{2,1,0} custom-call(%a, %b), "
+            f'custom_call_target="triton_kernel_call", backend_config="{text}"\n}}\n'
+        )
+
+    (product,) = traffic(parse(call(KERNEL))).products
+    assert (product.kernel, product.operands) == ("Triton quantize_dot", "f8e4m3fn x f8e5m2")
+    assert product.flops == 2 * 2 * 4 * 8 * 16
+    assert product.low
+    found = traffic(parse(call(KERNEL.splitlines()[0])))
+    assert [k.name for k in found.kernels] == ["Triton quantize_dot"]
+    assert found.products == ()
+
+
 def test_work_is_counted() -> None:
     found = traffic(parse(HLO))
     assert not found.exact  # the second loop's length is unknown
@@ -288,7 +314,7 @@ def test_work_is_counted() -> None:
         Collective("all-reduce", "f32", 13, 13 * 4 * 16 * 4),
         Collective("all-reduce", "bf16", 13, 13 * 4 * 8 * 2),
     }
-    assert [(k.name, k.count) for k in found.kernels] == [("triton_kernel_call", 1)]
+    assert [(k.name, k.count) for k in found.kernels] == [("Triton kernel", 1)]
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -298,6 +324,9 @@ import jax, jax.numpy as jnp
 
 def step(params, x):
     return {"w": params["w"] - 0.1 * jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w)))(params["w"])}
+
+def chosen(x, how):
+    return x * 2 if how == "twice" else 0
 
 def step_args():
     return {"w": jnp.ones((16, 16))}, jnp.ones((32, 16))
@@ -332,6 +361,12 @@ def test_the_command_knows_state_that_the_recipe_adds(
 ) -> None:
     assert main(["memory", f"{file}:step", "--recipe", "scaled-16", "--output", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["argument"] == 16 * 16 * 2 + 4 + 32 * 16 * 4
+
+
+def test_the_command_takes_static_arguments(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--args", "f32[8]", "--static", "how=twice", "--output", "json"]
+    assert main(["memory", f"{file}:chosen", *options]) == 0
+    assert json.loads(capsys.readouterr().out)["output"] == 32
 
 
 @pytest.mark.parametrize(

@@ -90,13 +90,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if donated:
         function = function.with_options(donate_argnums=donated)
     args, kwargs = jax.tree.map(_abstract, (args, kwargs))
-    kwargs = {**kwargs, **static}
-    if function.recipe.state is not None:
-        args, kwargs = _begun(function, args, kwargs)
+    with guarded(target, function):
+        if function.program(*args, **kwargs, **static).state:
+            args, kwargs = _begun(function, args, kwargs, static)
     shardings = spread_specs(options.shard, names, args, mesh) if options.shard else None
     with guarded(target, function):
         found = function.memory(
-            *args, **kwargs, target=options.on, mesh=mesh or None, shardings=shardings
+            *args, **kwargs, **static, target=options.on, mesh=mesh or None, shardings=shardings
         )
     if options.output == "json":
         sys.stdout.write(json.dumps(found.data, indent=1) + "\n")
@@ -186,10 +186,17 @@ def _sharded(args: Any, kwargs: Any) -> bool:
     return any(isinstance(s, jax.sharding.NamedSharding) for s in own)
 
 
-def _begun(function: Any, args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _begun(
+    function: Any, args: Any, kwargs: Any, static: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments as the first step takes them, the recipe's own state among them."""
-    found = jax.eval_shape(function.init, *args, **kwargs)
-    whole = (found,) if len(args) + len(kwargs) == 1 else found
+
+    def begin(args: Any, kwargs: Any) -> Any:
+        found = function.init(*args, **kwargs, **static)
+        alone = len(args) + len(kwargs) + len(static) == 1
+        return ((found,) if alone else found)[: len(args) + len(kwargs)]
+
+    whole = jax.eval_shape(begin, args, kwargs)
     return tuple(whole[: len(args)]), dict(zip(kwargs, whole[len(args) :], strict=True))
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from precir.target.hlo import Array, Instruction, Module, Step, fused, steps
+from precir.target.triton import CALL, read_kernel
 
 _COLLECTIVES: Final = (
     "all-reduce",
@@ -46,8 +47,8 @@ class Product:
 
     Attributes:
       kernel: what computes them: "cuBLASLt FP8", "cuBLASLt", "cuBLAS", "Triton GEMM" (XLA's own),
-        "fused dot" (in a fusion, on the ordinary cores or in Triton), "dot", "convolution", or the
-        name of a library call.
+        "fused dot" (in a fusion, on the ordinary cores or in Triton), "dot", "convolution",
+        the name of a library call, or "Triton" and the name of a kernel that uses tensor cores.
       operands, out: element types, as HLO writes them; those of operands joined by " x ".
       count: in one run of the program, on one device.
       flops: of all of them, a multiply-add being two; 0 where they cannot be told.
@@ -154,7 +155,14 @@ def _one(
 def _call(module: Module, computation: str, call: Instruction) -> Iterator[Product | Kernel]:
     found = _TARGET.search(call.rest)
     target = found[1] if found else "custom call"
-    if target.startswith(_PRODUCTS):
+    if target == CALL:
+        kernel = read_kernel(call.rest)
+        name = f"Triton {kernel.name}"
+        if kernel.operands is None:
+            yield Kernel(name, 1)
+        else:
+            yield _triton(module, computation, call, name, " x ".join(kernel.operands))
+    elif target.startswith(_PRODUCTS):
         yield _product(module, computation, call, _kernel_name(target))
     elif target not in _INTERNAL:
         yield Kernel(target, 1)
@@ -176,6 +184,20 @@ def _product(module: Module, computation: str, each: Instruction, kernel: str) -
     names = " x ".join(a.dtype for a in arrays)
     out = each.types[0] if each.types else Array("", ())
     return Product(kernel, names, out.dtype, 1, _flops(each, arrays, out))
+
+
+def _triton(
+    module: Module, computation: str, call: Instruction, name: str, operands: str
+) -> Product:
+    """A kernel that uses tensor cores, taken to multiply its first two matrices."""
+    given = [a for n in call.operands for a in module.types(computation, n)]
+    matrices = [a for a in given if len(a.shape) > 1][:2]
+    out = call.types[0] if call.types else Array("", ())
+    flops = 0
+    if len(matrices) == 2 and len(out.shape) == len(matrices[0].shape) == len(matrices[1].shape):
+        sizes = math.prod(a.size for a in (*matrices, out))  # bmk bkn bmn = b^3 (mkn)^2
+        flops = 2 * math.isqrt(sizes // max(1, math.prod(out.shape[:-2])))
+    return Product(name, operands, out.dtype, 1, flops)
 
 
 def _flops(each: Instruction, operands: Sequence[Array], out: Array) -> int:
