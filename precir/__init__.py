@@ -7,6 +7,7 @@ from precir.errors import PrecirError
 from precir.lower import lower
 from precir.observe import Observation, observe
 from precir.packed import Packed, StateError
+from precir.planner import fit_law, plan
 from precir.recipe import RECIPES, Recipe, recipe
 from precir.scaled import ScaledArray
 from precir.scaling import scale, unscale
@@ -30,9 +31,11 @@ __all__ = [
     "__version__",
     "check",
     "compile",
+    "fit_law",
     "lower",
     "memory",
     "observe",
+    "plan",
     "recipe",
     "scale",
     "unscale",

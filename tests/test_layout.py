@@ -34,6 +34,7 @@ LAYERS = (
     ("precir.passes.*",),
     ("precir.describe", "precir.program", "precir.state", "precir.vjp", "precir.check.*"),
     ("precir.report.*", "precir.target.*", "precir.dump", "precir.observe", "precir.compile"),
+    ("precir.planner.*",),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),
 )

@@ -1,0 +1,20 @@
+"""Scaling laws of precision: what format a training run deserves, before it is run."""
+
+from precir.planner.errors import FitError, PlanError
+from precir.planner.fit import Fit, Run, efficiencies, fit_bits, fit_law
+from precir.planner.laws import LAWS, Laws
+from precir.planner.plan import Plan, plan
+
+__all__ = [
+    "LAWS",
+    "Fit",
+    "FitError",
+    "Laws",
+    "Plan",
+    "PlanError",
+    "Run",
+    "efficiencies",
+    "fit_bits",
+    "fit_law",
+    "plan",
+]
