@@ -211,6 +211,31 @@ class Compiled:
 
         return memory(self, *args, **kwargs)
 
+    def plan(
+        self,
+        *args: Any,
+        tokens: float | None = None,
+        steps: float | None = None,
+        target: Any = "h100",
+        speedups: Any = None,
+        factors: Any = None,
+        tolerance: float = 0.01,
+        **kwargs: Any,
+    ) -> Any:
+        """What the scaling laws say of training with this step: see `precir.plan`, whose options
+        come by name beside the function's own arguments.
+
+        N is read off the graph, D is `tokens`, or those of one call times `steps`, and the speed
+        of this recipe is that of its own share of products in 8 bits.
+        """
+        from precir.planner import plan_step
+
+        program = self.program(*args, **kwargs)
+        return plan_step(
+            program, tokens=tokens, steps=steps, target=target, speedups=speedups,
+            factors=factors, tolerance=tolerance,
+        )  # fmt: skip
+
     @property
     def in_shardings(self) -> Any:
         """As they were given, or None."""

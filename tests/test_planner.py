@@ -7,13 +7,25 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import rich
 
 import precir
 from precir.cli import main
-from precir.planner import LAWS, FitError, PlanError, Run, efficiencies, fit_bits, fit_law, plan
+from precir.planner import (
+    LAWS,
+    FitError,
+    PlanError,
+    Run,
+    efficiencies,
+    fit_bits,
+    fit_law,
+    plan,
+    read,
+)
 from precir.planner.box import Box, count
 from precir.planner.quartet import QUARTET, QUEST_BITS
 
@@ -496,3 +508,88 @@ def test_it_prints_as_text_too(capsys: pytest.CaptureFixture[str]) -> None:
     assert "best at equal time: fp8" in str(found)
     rich.print(found)
     assert "best at equal time: fp8" in capsys.readouterr().out
+
+
+# --- a compiled step ------------------------------------------------------------------------------
+
+LAYERS, WIDTH, WORDS = 3, 16, 40
+
+
+def model(params: Any, words: jax.Array) -> jax.Array:
+    """Attention without weights between two products, layers scanned over and rematerialised."""
+
+    def layer(x: jax.Array, p: Any) -> tuple[jax.Array, None]:
+        h = x @ p["up"]
+        mixed = jnp.einsum("bij,bjk->bik", jnp.einsum("bik,bjk->bij", h, h), h)
+        return x + jnp.tanh(mixed) @ p["down"], None
+
+    x = params["embed"][words]
+    x, _ = jax.lax.scan(jax.checkpoint(layer), x, params["layers"])
+    return -jnp.mean(jax.nn.log_softmax(x @ params["embed"].T)[..., 0])
+
+
+def train_step(params: Any, words: jax.Array) -> tuple[Any, jax.Array]:
+    loss, grads = jax.value_and_grad(model)(params, words)
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), loss
+
+
+def step_args() -> tuple[Any, jax.ShapeDtypeStruct]:
+    def weight(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    layers = {"up": weight(LAYERS, WIDTH, 4 * WIDTH), "down": weight(LAYERS, 4 * WIDTH, WIDTH)}
+    return {"embed": weight(WORDS, WIDTH), "layers": layers}, jax.ShapeDtypeStruct(
+        (4, 8), jnp.int32
+    )
+
+
+@pytest.mark.parametrize("recipe", ["float32", "fp8"])
+def test_a_step_is_read_off_its_graph(recipe: str) -> None:
+    facts = read(precir.compile(train_step, recipe=recipe).program(*step_args()))
+    weights = LAYERS * 2 * WIDTH * 4 * WIDTH + WORDS * WIDTH
+    attention = LAYERS * 2 * 2 * 4 * 8 * 8 * 4 * WIDTH
+    assert (facts.params, facts.tokens, facts.recipe) == (weights, 4 * 8, recipe)
+    once = 2 * weights * facts.tokens + attention
+    again = once - 2 * WORDS * WIDTH * facts.tokens  # layers are computed again for the gradient
+    assert 3 * once < facts.flops <= 3 * once + again
+    assert (facts.low_share > 0.8) == (recipe == "fp8")
+
+
+def test_a_plan_of_a_step() -> None:
+    step = precir.compile(train_step, recipe="fp8")
+    found = step.plan(*step_args(), steps=1000)
+    assert found.step is not None
+    assert (found.params, found.tokens) == (found.step.params, 32_000)
+    fp8 = next(c for c in found.choices if c.recipe == "fp8")
+    low = found.step.low_share
+    assert fp8.speed == pytest.approx(1 / (1 - low + low / 2), rel=1e-3)
+    assert "read off the step under fp8" in str(found)
+    given = step.plan(*step_args(), tokens=1e6, speedups={"fp8": 1.3})
+    assert next(c.speed for c in given.choices if c.recipe == "fp8") == 1.3
+    with pytest.raises(PlanError, match="give tokens, or steps"):
+        step.plan(*step_args())
+
+
+def test_a_step_without_weights_is_refused() -> None:
+    step = precir.compile(lambda x: x * 2)
+    with pytest.raises(PlanError, match="no product of the function"):
+        step.plan(jax.ShapeDtypeStruct((8,), jnp.float32), tokens=1e6)
+
+
+def test_the_command_reads_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "planned.py"
+    file.write_text(
+        "import jax, jax.numpy as jnp\n"
+        "def step(w, x):\n"
+        "    return w - jax.grad(lambda w: jnp.sum(jnp.tanh(x @ w) @ w))(w)\n"
+        "def step_args():\n"
+        "    return jnp.ones((16, 16)), jnp.ones((32, 16))\n"
+    )
+    assert main(["plan", f"{file}:step", "--steps", "1k", "--output", "json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert data["step"]["params"] == 2 * 16 * 16  # used twice, and counted so
+    assert data["tokens"] == 32_000
+    assert main(["plan", f"{file}:step", "--params", "1B"]) == 2
+    assert "read off the step" in capsys.readouterr().err
+    assert main(["plan", "--params", "1B", "--steps", "3"]) == 2
+    assert "of a step" in capsys.readouterr().err

@@ -10,8 +10,11 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from precir.cli.compiling import compiled_target, guarded
+from precir.cli.target import default_arguments, find_target
 from precir.cli.trouble import UsageError
-from precir.planner import plan
+from precir.planner import plan, plan_step
+from precir.recipe import recipe as find_recipe
 from precir.target import CARDS
 
 _UNITS: Final = {"": 1.0, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
@@ -27,6 +30,14 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "needed to pay, and the risk of quantising afterwards. Give two of --params, --tokens and "
         "--compute, or --compute alone. What lies outside a law's runs is said on its line.",
     )
+    parser.add_argument(
+        "target",
+        metavar="FILE:FUNCTION",
+        nargs="?",
+        help="a train step to read N, FLOPs and formats off, as train.py:train_step",
+    )
+    parser.add_argument("--recipe", help="that it is compiled with (fp8)")
+    parser.add_argument("--steps", metavar="S", help="calls of it, in the place of --tokens")
     parser.add_argument("--params", metavar="N", help="weights, as 1.3B (embeddings left out)")
     parser.add_argument("--tokens", metavar="D", help="tokens to train on, as 100B")
     parser.add_argument("--compute", metavar="C", help="FLOPs of training at 16 bits, as 1e21")
@@ -50,19 +61,36 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    found = plan(
-        params=_number(options.params, "--params"),
-        tokens=_number(options.tokens, "--tokens"),
-        compute=_number(options.compute, "--compute"),
-        target=options.on,
-        speedups=_pairs(options.speedup, "--speedup"),
-        factors=_pairs(options.factor, "--factor"),
-    )
+    shared = {
+        "target": options.on,
+        "speedups": _pairs(options.speedup, "--speedup"),
+        "factors": _pairs(options.factor, "--factor"),
+        "tokens": _number(options.tokens, "--tokens"),
+    }
+    params = _number(options.params, "--params")
+    compute = _number(options.compute, "--compute")
+    steps = _number(options.steps, "--steps")
+    if options.target is not None:
+        if params is not None or compute is not None:
+            raise UsageError("--params and --compute are read off the step", fix="leave them out")
+        found = plan_step(_program(options), steps=steps, **shared)
+    else:
+        if steps is not None or options.recipe is not None:
+            raise UsageError("--steps and --recipe are of a step", fix="name it: FILE:FUNCTION")
+        found = plan(params=params, compute=compute, **shared)
     if options.output == "json":
         sys.stdout.write(json.dumps(found.data, indent=1) + "\n")
     else:
         console.print(found)
     return 0
+
+
+def _program(options: argparse.Namespace) -> Any:
+    target = find_target(options.target)
+    args, kwargs = default_arguments(target)
+    function = compiled_target(target, find_recipe(options.recipe or "fp8"), {})
+    with guarded(target, function):
+        return function.program(*args, **kwargs)
 
 
 def _number(text: str | None, option: str) -> float | None:

@@ -3,7 +3,8 @@
 from precir.planner.errors import FitError, PlanError
 from precir.planner.fit import Fit, Run, efficiencies, fit_bits, fit_law
 from precir.planner.laws import LAWS, Laws
-from precir.planner.plan import Plan, plan
+from precir.planner.plan import Plan, plan, plan_step
+from precir.planner.reading import StepFacts, read
 
 __all__ = [
     "LAWS",
@@ -13,8 +14,11 @@ __all__ = [
     "Plan",
     "PlanError",
     "Run",
+    "StepFacts",
     "efficiencies",
     "fit_bits",
     "fit_law",
     "plan",
+    "plan_step",
+    "read",
 ]

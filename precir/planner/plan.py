@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from precir.planner.box import Box
@@ -11,6 +11,8 @@ from precir.planner.errors import PlanError
 from precir.planner.kumar import Optimum
 from precir.planner.laws import LAWS, Laws
 from precir.planner.quartet import Pair
+from precir.planner.reading import StepFacts, read
+from precir.program import Program
 from precir.target.cards import Card
 from precir.target.cards import card as find_card
 
@@ -113,6 +115,8 @@ class Plan:
       four_bits: what W4A4 training adds (groups of 128), None beyond sense.
       quantised_share: the part of the tokens to train quantised, for 4-bit weights.
       notes: by the law's name, where the question leaves its runs.
+      laws: the laws themselves.
+      step: what was read off a compiled step, if one was asked about.
     """
 
     params: float
@@ -137,6 +141,7 @@ class Plan:
     quantised_share: float
     notes: Mapping[str, tuple[str, ...]]
     laws: Laws = field(repr=False)
+    step: StepFacts | None = None
 
     @property
     def best(self) -> Choice:
@@ -224,6 +229,38 @@ def plan(
         notes=_notes(n, d, laws),
         laws=laws,
     )
+
+
+def plan_step(
+    program: Program,
+    *,
+    tokens: float | None = None,
+    steps: float | None = None,
+    target: str | Card = "h100",
+    speedups: Mapping[str, float] | None = None,
+    **options: Any,
+) -> Plan:
+    """The same for a compiled step: N, the tokens of one call and the formats come from its graph.
+
+    The recipe's speed over bf16-mixed is that of its products, so many of which are in 8 bits, at
+    the card's rates; `speedups` has precedence.
+
+    Raises:
+      PlanError: neither `tokens` nor `steps`, both, or a step that cannot be read.
+    """
+    if (tokens is None) == (steps is None):
+        raise PlanError("give tokens, or steps, and not both", fix="tokens=20e9, or steps=100_000")
+    card, facts = find_card(target), read(program)
+    total = tokens if tokens is not None else facts.tokens * (steps or 0)
+    own: dict[str, float] = {}
+    if facts.recipe in RECIPES and facts.low_share and "fp8" in card.flops:
+        eight = card.flops["bf16"] / card.flops["fp8"]
+        own[facts.recipe] = 1 / (1 - facts.low_share + facts.low_share * eight)
+    found = plan(
+        params=facts.params, tokens=total, target=card, speedups={**own, **(speedups or {})},
+        **options,
+    )  # fmt: skip
+    return replace(found, step=facts)
 
 
 def _sizes(

@@ -28,6 +28,8 @@ def plain(plan: Plan) -> str:
 def screen(plan: Plan) -> Iterator[RenderableType]:
     """What `rich.print` shows."""
     yield Text(_question(plan), "bold")
+    if plan.step is not None:
+        yield Text(_step(plan))
     yield Text(_answer(plan))
     for part in (_recipes, _bits, _fixed, _floats, _pairs, _after, _others):
         yield Text()
@@ -38,6 +40,16 @@ def _question(plan: Plan) -> str:
     ratio = f"D/N {plan.tokens / plan.params:.3g}, {plan.compute:.3g} FLOPs at 16 bits"
     best = " (the best for the budget at 16 bits)" if plan.free else ""
     return f"{count(plan.params)} weights, {count(plan.tokens)} tokens{best}; {ratio}; {plan.card}"
+
+
+def _step(plan: Plan) -> str:
+    facts = plan.step
+    assert facts is not None
+    return (
+        f"read off the step under {facts.recipe}: {count(facts.params)} weights in products, "
+        f"{facts.tokens:,} tokens and {facts.flops:.3g} FLOPs a call, "
+        f"{100 * facts.low_share:.1f}% of them in 8 bits"
+    )
 
 
 def _answer(plan: Plan) -> str:
