@@ -205,7 +205,7 @@ def write(path: Path, table: list[tuple[str, ...]], lists: dict[str, list[str]])
     if lists:
         lines += [
             "The largest arrays made outside of the loops, on one H100. A `broadcast` is where",
-            "gradients of all layers are gathered, a `transpose` a copy of all layers' weights with",
+            "gradients of all layers are gathered, a `transpose` a copy of all layers' weights in",
             "the layout that cuBLASLt wants of an FP8 operand.",
             "",
         ]
