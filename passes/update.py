@@ -1,0 +1,113 @@
+"""Move parameter updates into the backward loops that make their gradients (LOMO).
+
+LOMO (arXiv 2306.09782) updates a parameter as soon as its gradient exists, so that one layer's
+gradients are alive at a time. For layers written out one by one, the compiler behind us orders the
+program so by itself; for layers in a `scan` it cannot, since all gradients are the loop's stacked
+results. This pass makes the update a part of the loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from precir.ir import BACKWARD, Graph, Node, Operand, Rewrite, Value
+from precir.passes.update_build import fuse
+from precir.passes.update_plan import Plan, plan_update
+
+
+@dataclass(frozen=True)
+class Update:
+    """What became of the updates that read the gradients of one backward loop.
+
+    Attributes:
+      scan: the loop as it was.
+      stacks: paths of the parameters and moments updated in place.
+      gradients: number and bytes of the stacks of gradients that are no more.
+      passes: how often the backward loop runs.
+      blocker: of updates left alone, the node that stands in the way.
+      reason: why they are left alone; of fused ones, what is still to say.
+    """
+
+    scan: Node | None
+    stacks: tuple[str, ...]
+    gradients: tuple[Value, ...]
+    passes: int
+    blocker: Node | None = None
+    reason: str = ""
+
+
+def fuse_updates(
+    graph: Graph, carried: Sequence[tuple[int, int]] = ()
+) -> tuple[Graph, tuple[Update, ...]]:
+    """The program with every update that can be in the loop that makes its gradients.
+
+    `carried` pairs the numbers of inputs and of the results that replace them.
+    """
+    paired = {graph.outputs[new]: graph.inputs[old] for old, new in carried}
+    found: list[Update] = []
+    return _level(graph, paired, set(graph.inputs), found), tuple(found)
+
+
+def _level(
+    graph: Graph, paired: Mapping[Operand, Value], spare: set[Value], found: list[Update]
+) -> Graph:
+    """One level, the last loop first, then its sub-graphs: what has moved into a loop may move on
+    into a loop inside it.
+    """
+    done: set[Node] = set()
+    while True:
+        scan = next((n for n in reversed(graph.nodes) if _is_open(n) and n not in done), None)
+        if scan is None:
+            break
+        done.add(scan)
+        plan = plan_update(graph, scan, paired, spare)
+        found += _updates(plan)
+        if plan.gradients and (plan.results or plan.folds):
+            numbers = {o: i for i, o in enumerate(graph.outputs)}
+            at = {numbers[r]: v for r, v in paired.items()}
+            graph, loops = fuse(graph, plan)
+            paired = {graph.outputs[i]: v for i, v in at.items()}
+            done.update(loops)
+    rewrite = Rewrite(graph)
+    for node in graph:
+        regions = tuple(_inside(node, i, found) for i in range(len(node.regions)))
+        if regions == node.regions:
+            rewrite.copy(node)
+        else:
+            rewrite.replace(
+                node, node.like(inputs=[rewrite(o) for o in node.inputs], regions=regions)
+            )
+    return rewrite.finish()
+
+
+def _is_open(node: Node) -> bool:
+    stacked = node.op == "scan" and len(node.outputs) > node.params["num_carry"]
+    return stacked and node.phase == BACKWARD
+
+
+def _inside(node: Node, index: int, found: list[Update]) -> Graph:
+    """A sub-graph; of a loop, what is carried may be overwritten, and only that."""
+    region = node.regions[index]
+    if node.op != "scan":
+        return _level(region, {}, set(region.inputs), found)
+    first, count = node.params["num_consts"], node.params["num_carry"]
+    carry = region.inputs[first : first + count]
+    paired = dict(zip(region.outputs[:count], carry, strict=True))
+    return _level(region, paired, set(carry), found)
+
+
+def _updates(plan: Plan) -> list[Update]:
+    made = []
+    if plan.gradients and (plan.results or plan.folds):
+        stacks = tuple(r.over.hint for r in plan.results if r.over is not None)
+        blocker, reason = None, ""
+        for over, reader in plan.copies[:1]:
+            blocker, reason = reader, f"also reads {over.hint}, which may cost a copy of it"
+        made.append(Update(plan.scan, stacks, plan.gradients, plan.passes, blocker, reason))
+    made += [
+        Update(plan.scan, (), r.gradients, 0, r.blocker, r.reason)
+        for r in plan.refusals
+        if r.updates
+    ]
+    return made
