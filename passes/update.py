@@ -105,9 +105,10 @@ def _updates(plan: Plan) -> list[Update]:
         for over, reader in plan.copies[:1]:
             blocker, reason = reader, f"also reads {over.hint}, which may cost a copy of it"
         made.append(Update(plan.scan, stacks, plan.gradients, plan.passes, blocker, reason))
-    made += [
-        Update(plan.scan, (), r.gradients, 0, r.blocker, r.reason)
-        for r in plan.refusals
-        if r.updates
-    ]
+    refused: dict[tuple[Node | None, str], list[Value]] = {}
+    for r in plan.refusals:
+        if r.updates:
+            refused.setdefault((r.blocker, r.reason), []).extend(r.gradients)
+    for (blocker, reason), gradients in refused.items():
+        made.append(Update(plan.scan, (), tuple(gradients), 0, blocker, reason))
     return made

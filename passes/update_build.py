@@ -14,7 +14,7 @@ from heapq import heapify, heappop, heappush
 from typing import Any
 
 from precir.ir import UPDATE, Graph, Literal, Node, Operand, Type, Value
-from precir.ops.rows import Fold, row_type
+from precir.ops.rows import ONLY, ROW, Fold, row_type
 from precir.passes.simplify import drop_dead
 from precir.passes.update_plan import Plan, Result
 
@@ -131,8 +131,8 @@ class _Loop:
             node = o.node if isinstance(o, Value) else None
             if node is not None and node in rows and node not in found:
                 found.add(node)
-                stacked = zip(node.inputs, rows[node].stacked, strict=True)
-                wanted += [i for i, s in stacked if s]
+                taken = zip(node.inputs, rows[node].takes, strict=True)
+                wanted += [i for i, takes in taken if takes == ROW]
         return sorted(found, key=lambda n: self.place[n])
 
     # -- the parts -----------------------------------------------------------------------------
@@ -248,16 +248,16 @@ class _Loop:
     def _read(self) -> Iterator[Value]:
         """Stacks from outside of which rows are taken."""
         for node in self.rows:
-            for o, stacked in zip(node.inputs, self.plan.rows[node].stacked, strict=True):
-                if stacked and isinstance(o, Value) and o in self.plan.read:
+            for o, takes in zip(node.inputs, self.plan.rows[node].takes, strict=True):
+                if takes == ROW and isinstance(o, Value) and o in self.plan.read:
                     yield o
 
     def _whole(self) -> Iterator[Value]:
         """Values from outside that every row takes whole."""
         seen: set[Value] = set()
         for node in self.rows:
-            for o, stacked in zip(node.inputs, self.plan.rows[node].stacked, strict=True):
-                if not stacked and isinstance(o, Value) and o not in seen:
+            for o, takes in zip(node.inputs, self.plan.rows[node].takes, strict=True):
+                if takes != ROW and isinstance(o, Value) and o not in seen:
                     seen.add(o)
                     yield o
 
@@ -273,8 +273,17 @@ class _Loop:
 
     def _row(self, node: Node) -> None:
         rows = self.plan.rows[node]
+        inputs = [self._in(o) for o in node.inputs]
+        for i, takes in enumerate(rows.takes):
+            if takes == ONLY:
+                kind = row_type(inputs[i].type)
+                only = node.like(
+                    op="squeeze", inputs=[inputs[i]], types=[kind], params={"dimensions": (0,)}
+                )
+                self.nodes.append(only)
+                inputs[i] = only.outputs[0]
         new = node.like(
-            inputs=[self._in(o) for o in node.inputs],
+            inputs=inputs,
             types=[row_type(node.outputs[0].type)],
             params=rows.params,
         )

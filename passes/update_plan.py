@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from precir.ir import UPDATE, Graph, Node, Operand, Type, Value
-from precir.ops.rows import Fold, Rows, by_rows, fold_of
+from precir.ops.rows import ROW, Fold, Rows, by_rows, fold_of
 from precir.text.types import SHORT, numpy_dtype
 
 
@@ -152,19 +152,31 @@ class _Look:
     def _by_rows(self, node: Node, rows: Rows, level: int) -> None:
         self.rows[node] = rows
         self.level[node.outputs[0]] = level
-        for o, stacked in zip(node.inputs, rows.stacked, strict=True):
-            if stacked and isinstance(o, Value) and o not in self.level:
+        for o, takes in zip(node.inputs, rows.takes, strict=True):
+            if takes == ROW and isinstance(o, Value) and o not in self.level:
                 self._take(o)
 
     def _fits(self, node: Node, rows: Rows) -> bool:
         """Whether operands taken by rows are stacks, and others are not."""
         length = self.scan.params["length"]
-        for o, stacked in zip(node.inputs, rows.stacked, strict=True):
-            if stacked and (o in self.ready or o.type.shape[:1] != (length,)):
+        for o, takes in zip(node.inputs, rows.takes, strict=True):
+            if takes == ROW and (o.type.shape[:1] != (length,) or not self._has_rows(o)):
                 return False
-            if not stacked and o in self.level:
+            if takes != ROW and o in self.level:
                 return False
         return True
+
+    def _has_rows(self, operand: Operand) -> bool:
+        """Whether rows can be taken: of stacks made by rows, of those known before the loop, and
+        of numbers spread over all layers.
+        """
+        if not isinstance(operand, Value) or operand not in self.ready:
+            return True
+        rows = by_rows(operand.node) if operand.node is not None else None
+        if operand.node is None or rows is None:
+            return False
+        taken = zip(operand.node.inputs, rows.takes, strict=True)
+        return all(self._has_rows(o) for o, takes in taken if takes == ROW)
 
     def _take(self, value: Value) -> None:
         """Take rows of a stack from outside. It is made by rows itself where it can be, so that
@@ -178,8 +190,8 @@ class _Look:
             self.outside[value] = None
             return
         self.rows[node] = rows
-        for o, stacked in zip(node.inputs, rows.stacked, strict=True):
-            if stacked and isinstance(o, Value):
+        for o, takes in zip(node.inputs, rows.takes, strict=True):
+            if takes == ROW and isinstance(o, Value):
                 self._take(o)
 
     def parts(self) -> list[list[Value]]:
@@ -272,8 +284,8 @@ def _copies(look: _Look, pairs: Mapping[Value, Value]) -> Iterator[tuple[Value, 
     """Overwritten stacks with readers that need not come before the loop."""
     before = look.graph.ancestors(look.scan) | {look.scan}
     for node, rows in look.rows.items():
-        for o, stacked in zip(node.inputs, rows.stacked, strict=True):
-            if not stacked and isinstance(o, Value) and o.node is not None:
+        for o, takes in zip(node.inputs, rows.takes, strict=True):
+            if takes != ROW and isinstance(o, Value) and o.node is not None:
                 before |= look.graph.ancestors(o.node) | {o.node}
     for over in pairs.values():
         for user in look.graph.users.get(over, ()):

@@ -17,16 +17,20 @@ from precir.ir import Literal, Node, Type
 from precir.ops import elementwise
 
 
+ROW, WHOLE, ONLY = "row", "whole", "only"
+
+
 @dataclass(frozen=True)
 class Rows:
     """What makes one row of a node's results, under the node's own name.
 
     Attributes:
-      stacked: of each operand, whether its row is taken; else it is taken whole.
+      takes: of each operand, whether its row is taken (ROW), or all of it, for it has no axis for
+        the rows (WHOLE) or one of size 1 that goes (ONLY).
       params: the parameters of the op on rows.
     """
 
-    stacked: tuple[bool, ...]
+    takes: tuple[str, ...]
     params: Mapping[str, Any]
 
 
@@ -86,9 +90,14 @@ def _is_array(type_: Type) -> bool:
 def _elementwise(node: Node) -> Rows | None:
     shape = node.outputs[0].type.shape
     shapes = [o.type.shape for o in node.inputs]
-    if any(s not in (shape, ()) for s in shapes) or _sharded(node):
+    if any(s and len(s) != len(shape) for s in shapes) or _sharded(node):
         return None
-    return Rows(tuple(s == shape for s in shapes), node.params)
+    return Rows(tuple(_taken(s, shape[0]) for s in shapes), node.params)
+
+
+def _taken(shape: tuple[int, ...], length: int) -> str:
+    """How an operand is taken whose axes are those of the result, or that has none."""
+    return WHOLE if not shape else ROW if shape[0] == length else ONLY
 
 
 def _sharded(node: Node) -> bool:
@@ -100,25 +109,25 @@ def _broadcast(node: Node) -> Rows | None:
         return None
     shape = node.params["shape"]
     axes = [int(a) for a in node.params["broadcast_dimensions"]]
-    stacked = 0 in axes
-    if stacked and (axes[0] != 0 or node.inputs[0].type.shape[0] != shape[0]):
+    takes = _taken(node.inputs[0].type.shape, shape[0]) if 0 in axes else WHOLE
+    rest = tuple(a - 1 for a in axes if a)
+    if axes[: len(axes) - len(rest)] != [0] * (0 in axes):
         return None
-    rest = tuple(a - 1 for a in axes if a or not stacked)
     params = {"shape": tuple(shape[1:]), "broadcast_dimensions": rest}
-    return Rows((stacked,), {**node.params, **params})
+    return Rows((takes,), {**node.params, **params})
 
 
 def _reduction(node: Node) -> Rows | None:
     axes = tuple(int(a) for a in node.params["axes"])
     if 0 in axes or _sharded(node):
         return None
-    return Rows((True,), {**node.params, "axes": tuple(a - 1 for a in axes)})
+    return Rows((ROW,), {**node.params, "axes": tuple(a - 1 for a in axes)})
 
 
 def _along(node: Node) -> Rows | None:
     """A cumulative op along one axis."""
     axis = int(node.params["axis"])
-    return Rows((True,), {**node.params, "axis": axis - 1}) if axis > 0 else None
+    return Rows((ROW,), {**node.params, "axis": axis - 1}) if axis > 0 else None
 
 
 def _reshape(node: Node) -> Rows | None:
@@ -127,21 +136,21 @@ def _reshape(node: Node) -> Rows | None:
         return None
     if sizes[0] != given[0] or len(node.inputs) != 1:
         return None
-    return Rows((True,), {**node.params, "new_sizes": tuple(sizes[1:])})
+    return Rows((ROW,), {**node.params, "new_sizes": tuple(sizes[1:])})
 
 
 def _transpose(node: Node) -> Rows | None:
     axes = tuple(int(a) for a in node.params["permutation"])
     if axes[0] != 0:
         return None
-    return Rows((True,), {**node.params, "permutation": tuple(a - 1 for a in axes[1:])})
+    return Rows((ROW,), {**node.params, "permutation": tuple(a - 1 for a in axes[1:])})
 
 
 def _squeeze(node: Node) -> Rows | None:
     axes = tuple(int(a) for a in node.params["dimensions"])
     if 0 in axes:
         return None
-    return Rows((True,), {**node.params, "dimensions": tuple(a - 1 for a in axes)})
+    return Rows((ROW,), {**node.params, "dimensions": tuple(a - 1 for a in axes)})
 
 
 def _slice(node: Node) -> Rows | None:
@@ -155,14 +164,14 @@ def _slice(node: Node) -> Rows | None:
         "limit_indices": tuple(limits[1:]),
         "strides": None if strides is None else tuple(strides[1:]),
     }
-    return Rows((True,), {**node.params, **params})
+    return Rows((ROW,), {**node.params, **params})
 
 
 def _concatenate(node: Node) -> Rows | None:
     axis = int(node.params["dimension"])
     if not axis:
         return None
-    return Rows((True,) * len(node.inputs), {**node.params, "dimension": axis - 1})
+    return Rows((ROW,) * len(node.inputs), {**node.params, "dimension": axis - 1})
 
 
 def _product(node: Node) -> Rows | None:
@@ -176,7 +185,7 @@ def _product(node: Node) -> Rows | None:
         return tuple(int(a) - 1 for a in axes)
 
     numbers = (shifted(left), shifted(right)), (shifted(batch[1:]), shifted(its_batch[1:]))
-    return Rows((True, True), {**node.params, "dimension_numbers": numbers})
+    return Rows((ROW, ROW), {**node.params, "dimension_numbers": numbers})
 
 
 def _constraint(node: Node) -> Rows | None:
@@ -188,7 +197,7 @@ def _constraint(node: Node) -> Rows | None:
         return None
     spec: Any = PartitionSpec
     inner = NamedSharding(sharding.mesh, spec(*sharding.spec[1:]))
-    return Rows((True,), {"sharding": inner})
+    return Rows((ROW,), {"sharding": inner})
 
 
 _ROWS: Final[dict[str, Callable[[Node], Rows | None]]] = {
