@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from precir.ir import BACKWARD, Graph, Node, Operand, Rewrite, Value
+from precir.passes.update_apart import gradients_of, sum_apart
 from precir.passes.update_build import fuse
-from precir.passes.update_plan import Plan, plan_update
+from precir.passes.update_plan import Plan, Refusal, plan_update
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,8 @@ def _level(
             graph, loops = fuse(graph, plan)
             paired = {graph.outputs[i]: v for i, v in at.items()}
             done.update(loops)
+    if not done:
+        graph = _apart(graph, found)
     rewrite = Rewrite(graph)
     for node in graph:
         regions = tuple(_inside(node, i, found) for i in range(len(node.regions)))
@@ -79,6 +82,21 @@ def _level(
                 node, node.like(inputs=[rewrite(o) for o in node.inputs], regions=regions)
             )
     return rewrite.finish()
+
+
+def _apart(graph: Graph, found: list[Update]) -> Graph:
+    """A level whose layers are in no loop."""
+    gradients = gradients_of(graph)
+    if not gradients:
+        return graph
+    apart = sum_apart(graph, gradients)
+    if apart is None:
+        reason = "no loop makes these: the compiler updates each as soon as its gradient is there"
+        found.append(Update(None, (), gradients, 0, None, reason))
+        return graph
+    reason = "no loop makes these: what they are all summed up for has a backward pass of its own"
+    found.append(Update(None, (), gradients, 2, None, reason))
+    return apart
 
 
 def _is_open(node: Node) -> bool:
@@ -105,10 +123,12 @@ def _updates(plan: Plan) -> list[Update]:
         for over, reader in plan.copies[:1]:
             blocker, reason = reader, f"also reads {over.hint}, which may cost a copy of it"
         made.append(Update(plan.scan, stacks, plan.gradients, plan.passes, blocker, reason))
-    refused: dict[tuple[Node | None, str], list[Value]] = {}
+    refused: dict[tuple[str, str], list[Refusal]] = {}
     for r in plan.refusals:
         if r.updates:
-            refused.setdefault((r.blocker, r.reason), []).extend(r.gradients)
-    for (blocker, reason), gradients in refused.items():
-        made.append(Update(plan.scan, (), tuple(gradients), 0, blocker, reason))
+            where = f"{r.blocker.op} {r.blocker.source}" if r.blocker is not None else ""
+            refused.setdefault((where, r.reason), []).append(r)
+    for (_, reason), alike in refused.items():
+        gradients = tuple(v for r in alike for v in r.gradients)
+        made.append(Update(plan.scan, (), gradients, 0, alike[0].blocker, reason))
     return made

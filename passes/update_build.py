@@ -36,8 +36,7 @@ def fuse(graph: Graph, plan: Plan) -> tuple[Graph, tuple[Node, ...]]:
     gone = {plan.scan, *plan.folds, *(r.value.node for r in plan.results)}
     nodes = [(n, node) for n, node in enumerate(graph.nodes) if node not in gone]
     nodes = sorted([*nodes, *made], key=lambda pair: pair[0])
-    outputs = [now.get(o, o) if isinstance(o, Value) else o for o in graph.outputs]
-    ordered, outputs = _in_order(nodes, now, outputs)
+    ordered, outputs = in_order([node for _, node in nodes], now, graph.outputs)
     kept = drop_dead(graph.with_(nodes=tuple(ordered), outputs=tuple(outputs)))
     return kept, tuple(n for n in kept.nodes if n in _named(loops, ordered))
 
@@ -47,17 +46,17 @@ def _named(loops: Sequence[Node], nodes: Sequence[Node]) -> set[Node]:
     return {n for n in nodes if n.regions and id(n.regions[0]) in bodies}
 
 
-def _in_order(
-    nodes: Sequence[tuple[int, Node]], now: Mapping[Value, Operand], outputs: Sequence[Operand]
+def in_order(
+    nodes: Sequence[Node], now: Mapping[Value, Operand], outputs: Sequence[Operand]
 ) -> tuple[list[Node], list[Operand]]:
     """The nodes with what is new in the place of what was, each after those it reads, as near to
     their old order as that allows.
     """
-    position = {node: n for n, (_, node) in enumerate(nodes)}
+    position = {node: n for n, node in enumerate(nodes)}
     waits: dict[Node, int] = {}
     readers: dict[Node, list[Node]] = {}
     last: Node | None = None
-    for _, node in nodes:
+    for node in nodes:
         read = [now.get(o, o) if isinstance(o, Value) else o for o in node.inputs]
         before = {o.node for o in read if isinstance(o, Value) and o.node in position}
         if node.effects:
@@ -77,7 +76,7 @@ def _in_order(
         return new.get(o, o) if isinstance(o, Value) else o
 
     while ready:
-        node = nodes[heappop(ready)][1]
+        node = nodes[heappop(ready)]
         inputs = [current(o) for o in node.inputs]
         if any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
             changed = node.like(inputs=inputs)

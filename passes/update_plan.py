@@ -253,14 +253,14 @@ def _refused(part: list[Value], look: _Look, pairs: Mapping[Value, Value]) -> Re
     updates = any(u.phase == UPDATE for u in users)
     for v in anew:
         if look.escapes[v] in look.late:
-            reason = "depends on a sum over all layers of what depends on such a sum: three passes"
+            reason = "needs a sum over all layers of what itself needs such a sum: three passes"
             return Refusal(gradients, look.escapes[v], reason, updates)
     if not anew or sum(bytes_of(v.type) for v in anew) < sum(bytes_of(v.type) for v in gradients):
         return None
     blocker = look.escapes[anew[0]]
-    reason = "reads it whole, not row by row"
+    reason = "reads them whole, not row by row"
     if blocker is None:
-        reason = "is returned, and replaces no argument that could be overwritten"
+        reason = "is returned whole, and replaces no argument that could be overwritten"
     return Refusal(gradients, blocker or anew[0].node, reason, updates)
 
 
