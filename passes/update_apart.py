@@ -49,27 +49,41 @@ def sum_apart(graph: Graph, gradients: tuple[Value, ...]) -> Graph | None:
     wanted = set(folds)
     for fold in folds:
         wanted |= {n for n in graph.ancestors(fold) if n.phase in (BACKWARD, UPDATE)}
-    wanted |= set(_again(graph, wanted))
-    moved = [n for n in graph if n in wanted]
-    if any(n.effects for n in moved):
+    if any(n.effects for n in wanted):
         return None
+    again = set(_again(graph, wanted))
+    moved = [n for n in graph if n in wanted or n in again]
     inside = {v for n in moved for v in n.outputs}
-    outside = {
-        o: Value(o.type, hint=o.hint)
-        for n in moved
-        for o in n.inputs
-        if isinstance(o, Value) and o not in inside
-    }
+    outside = [
+        o for n in moved for o in n.inputs if isinstance(o, Value) and o not in inside
+    ]  # fmt: skip
+    outside = list(dict.fromkeys(outside))
+    branch = _branch(graph, moved, outside, folds)
+    kept = [v for v in outside if v.node is not None]
+    held = [*kept, *branch[-1].outputs]
+    barrier = folds[-1].like(
+        op="optimization_barrier", inputs=held, types=[v.type for v in held], params={}
+    )
+    return _second(graph, folds, [n for n in moved if n in again], kept, [*branch, barrier])
+
+
+def _branch(
+    graph: Graph, moved: list[Node], outside: list[Value], folds: list[Node]
+) -> list[Node]:
+    """The first pass: nodes that compute the results of `folds`, in a branch always taken."""
     types = [f.outputs[0].type for f in folds]
-    env: dict[Value, Operand] = dict(outside)
+    inputs = [Value(v.type, hint=v.hint) for v in outside]
+    env: dict[Value, Operand] = dict(zip(outside, inputs, strict=True))
     nodes = copy_nodes(graph.with_(nodes=tuple(moved)), env)
     made = [env[f.outputs[0]] for f in folds]
-    passed = Graph("norm_pass", tuple(outside.values()), tuple(nodes), tuple(made))
+    passed = Graph("norm_pass", tuple(inputs), tuple(nodes), tuple(made))
+    other = tuple(Value(v.type, hint=v.hint) for v in outside)
     zeros = [Literal(_ZERO.get(t.dtype, 0.0), t) for t in types]
-    other = tuple(Value(v.type, hint=v.hint) for v in outside.values())
     skipped = Graph("no_pass", other, (), tuple(zeros))
     like = folds[-1].like
-    hidden = like(op="optimization_barrier", inputs=[Literal(True, _BOOL)], types=[_BOOL], params={})
+    hidden = like(
+        op="optimization_barrier", inputs=[Literal(True, _BOOL)], types=[_BOOL], params={}
+    )
     params = {"new_dtype": np.dtype("int32"), "weak_type": False, "sharding": None}
     index = like(
         op="convert_element_type", inputs=hidden.outputs, types=[Type((), "int32")], params=params
@@ -78,12 +92,32 @@ def sum_apart(graph: Graph, gradients: tuple[Value, ...]) -> Graph | None:
         op="cond", inputs=[*index.outputs, *outside], types=types, params={},
         regions=(skipped, passed),
     )  # fmt: skip
-    now: dict[Value, Operand] = {
-        f.outputs[0]: v for f, v in zip(folds, branch.outputs, strict=True)
-    }
-    at = graph.nodes.index(folds[0])
-    nodes = [*graph.nodes[:at], hidden, index, branch, *graph.nodes[at:]]
-    ordered, outputs = in_order(nodes, now, graph.outputs)
+    return [hidden, index, branch]
+
+
+def _second(
+    graph: Graph, folds: list[Node], again: list[Node], kept: list[Value], first: list[Node]
+) -> Graph:
+    """The program after the first pass: its backward nodes read what was kept, and what is computed
+    of that again, behind a barrier, so that nothing else of the forward program outlives it.
+    """
+    results = iter(first[-1].outputs)
+    env: dict[Value, Operand] = {v: next(results) for v in kept}
+    env |= {f.outputs[0]: next(results) for f in folds}
+    nodes = [*first, *copy_nodes(graph.with_(nodes=tuple(again)), env)]
+    for node in graph:
+        if node in folds:
+            continue
+        if node.phase in (BACKWARD, UPDATE):
+            inputs = [env.get(o, o) if isinstance(o, Value) else o for o in node.inputs]
+            new = node.like(inputs=inputs)
+            env.update(zip(node.outputs, new.outputs, strict=True))
+            node = new
+        nodes.append(node)
+    made = {v for n in nodes if n.phase in (BACKWARD, UPDATE) for v in n.outputs}
+    outputs = [env.get(o, o) if isinstance(o, Value) else o for o in graph.outputs]
+    outputs = [n if n in made else o for o, n in zip(graph.outputs, outputs, strict=True)]
+    ordered, outputs = in_order(nodes, {}, outputs)
     return drop_dead(graph.with_(nodes=tuple(ordered), outputs=tuple(outputs)))
 
 
