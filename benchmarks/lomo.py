@@ -1,6 +1,6 @@
 """Memory of train steps whose updates are fused into the backward pass, against depth.
 
-    python benchmarks/lomo.py                              all of it (about half an hour)
+    python benchmarks/lomo.py                              all of it (about an hour on two cores)
     python benchmarks/lomo.py --targets cpu --depths 2 4   a part of it
 
 LOMO (arXiv 2306.09782) updates a parameter as soon as its gradient exists. Recipe `lomo` does so
@@ -16,9 +16,9 @@ large   A transformer of 6.6 billion parameters (32 layers of 4096, 32 heads, 20
         temporaries of one step on an H100.
 
 Bytes are what `compiled.memory_analysis()` says: on the CPU, and of XLA's own compiler for an
-H100, which needs none (a plugin `jax-cuda12-plugin` of jax's version must be installed). The
-latter counts 33.5 MB of workspace of cuBLAS. Nothing is run. What is 16 bits wide is measured on
-the H100 alone: the CPU's compiler keeps float32 copies of it.
+H100, which needs none (a plugin `jax-cuda12-plugin` of jax's version must be installed). Nothing
+is run. What is 16 bits wide is measured on the H100 alone: the CPU's compiler keeps float32
+copies of it.
 
 The results go to benchmarks/results/lomo.md and lomo.png.
 """
@@ -192,9 +192,7 @@ def temporaries(form: str, name: str, recipe: str, target: str, layers: int) -> 
     params = apart(params) if form == "unrolled" else params
     optimizer = OPTIMIZERS[name]()
     state = params, jax.eval_shape(optimizer.init, params)
-    step = precir.compile(
-        train_step(optimizer, 4, jnp.float32), recipe=recipe, donate_argnums=0
-    )
+    step = precir.compile(train_step(optimizer, 4, jnp.float32), recipe=recipe, donate_argnums=0)
     return int(memory(step, (state, tokens(2, 16)), target).temp_size_in_bytes)
 
 
@@ -234,7 +232,7 @@ def depth_section(rows: list[Row], depths: list[int]) -> list[str]:
         f"parameters for each layer, from {depths[-2]} to {depths[-1]} layers."
     )
     for target in dict.fromkeys(r[0] for r in rows):
-        title = "CPU" if target == "cpu" else "H100 (33.5 MB of it workspace)"
+        title = "CPU" if target == "cpu" else "H100"
         lines += ["", f"### {title}", ""]
         lines.append(
             "| layers | optimizer | update | " + " | ".join(map(str, depths)) + " | growth |"
@@ -290,9 +288,7 @@ def large(name: str, recipe: str, layers: int = 32) -> Any:
     params = shapes(layers, 4096, 4 * 4096, 32000)
     optimizer = OPTIMIZERS[name]()
     state = params, jax.eval_shape(optimizer.init, params)
-    step = precir.compile(
-        train_step(optimizer, 32, jnp.bfloat16), recipe=recipe, donate_argnums=0
-    )
+    step = precir.compile(train_step(optimizer, 32, jnp.bfloat16), recipe=recipe, donate_argnums=0)
     return memory(step, (state, tokens(1, 2048)), "h100")
 
 
@@ -327,7 +323,7 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", default=["cpu", "h100"], choices=["cpu", "h100"])
     parser.add_argument("--depths", nargs="*", type=int, default=list(DEPTHS))
     parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS))
-    parser.add_argument("--forms", nargs="*", default=["unrolled", "scan"])
+    parser.add_argument("--forms", nargs="*", default=["scan", "unrolled"])
     parser.add_argument("--no-large", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
@@ -341,15 +337,19 @@ def main() -> None:
         f"Python {platform.python_version()}, {versions}.",
         "",
     ]
-    if options.targets:
-        rows = list(
-            depth_rows(options.targets, options.depths, options.optimizers, options.forms)
-        )
-        text += [*depth_section(rows, options.depths), "", "![Temporaries](lomo.png)", ""]
+    largest = [] if options.no_large else [*large_section(options.optimizers), ""]
+    rows: list[Row] = []
+
+    def write() -> None:  # after each row: all of it takes long
+        depth = [*depth_section(rows, options.depths), "", "![Temporaries](lomo.png)", ""]
+        (options.out / "lomo.md").write_text("\n".join([*text, *largest, *(depth if rows else [])]))
+
+    write()
+    for row in depth_rows(options.targets, options.depths, options.optimizers, options.forms):
+        rows.append(row)
+        write()
+    if rows:
         picture(rows, options.depths, options.out / "lomo.png")
-    if not options.no_large:
-        text += [*large_section(options.optimizers), ""]
-    (options.out / "lomo.md").write_text("\n".join(text))
 
 
 if __name__ == "__main__":

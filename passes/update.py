@@ -8,13 +8,14 @@ results. This pass makes the update a part of the loop.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from precir.ir import BACKWARD, Graph, Node, Operand, Rewrite, Value
+from precir.ir import BACKWARD, UPDATE, Graph, Node, Operand, Rewrite, Value
 from precir.passes.update_apart import gradients_of, sum_apart
 from precir.passes.update_build import fuse
 from precir.passes.update_plan import Plan, Refusal, plan_update
+from precir.text.types import spell_type
 
 
 @dataclass(frozen=True)
@@ -57,21 +58,25 @@ def _level(
     into a loop inside it.
     """
     done: set[Node] = set()
+    fused = False
     while True:
         scan = next((n for n in reversed(graph.nodes) if _is_open(n) and n not in done), None)
         if scan is None:
             break
         done.add(scan)
         plan = plan_update(graph, scan, paired, spare)
-        found += _updates(plan)
-        if plan.gradients and (plan.results or plan.folds):
+        found += _updates(plan, graph)
+        if _pays(plan):
             numbers = {o: i for i, o in enumerate(graph.outputs)}
             at = {numbers[r]: v for r, v in paired.items()}
             graph, loops = fuse(graph, plan)
             paired = {graph.outputs[i]: v for i, v in at.items()}
             done.update(loops)
-    if not done:
-        graph = _apart(graph, found)
+            fused = True
+    if not fused:
+        apart = _apart(graph, found, said=bool(done))
+        if apart is not graph:
+            return apart
     rewrite = Rewrite(graph)
     for node in graph:
         regions = tuple(_inside(node, i, found) for i in range(len(node.regions)))
@@ -84,12 +89,14 @@ def _level(
     return rewrite.finish()
 
 
-def _apart(graph: Graph, found: list[Update]) -> Graph:
+def _apart(graph: Graph, found: list[Update], *, said: bool) -> Graph:
     """A level whose layers are in no loop."""
     gradients = gradients_of(graph)
     if not gradients:
         return graph
     apart = sum_apart(graph, gradients)
+    if apart is None and said:
+        return graph
     if apart is None:
         reason = "no loop makes these: the compiler updates each as soon as its gradient is there"
         found.append(Update(None, (), gradients, 0, None, reason))
@@ -100,8 +107,7 @@ def _apart(graph: Graph, found: list[Update]) -> Graph:
 
 
 def _is_open(node: Node) -> bool:
-    stacked = node.op == "scan" and len(node.outputs) > node.params["num_carry"]
-    return stacked and node.phase == BACKWARD
+    return node.op == "scan" and node.phase == BACKWARD
 
 
 def _inside(node: Node, index: int, found: list[Update]) -> Graph:
@@ -115,10 +121,10 @@ def _inside(node: Node, index: int, found: list[Update]) -> Graph:
     return _level(region, paired, set(carry), found)
 
 
-def _updates(plan: Plan) -> list[Update]:
+def _updates(plan: Plan, graph: Graph) -> list[Update]:
     made = []
-    if plan.gradients and (plan.results or plan.folds):
-        stacks = tuple(r.over.hint for r in plan.results if r.over is not None)
+    if _pays(plan):
+        stacks = tuple(_path(r.over) for r in plan.results if r.over is not None)
         blocker, reason = None, ""
         for over, reader in plan.copies[:1]:
             blocker, reason = reader, f"also reads {over.hint}, which may cost a copy of it"
@@ -131,4 +137,25 @@ def _updates(plan: Plan) -> list[Update]:
     for (_, reason), alike in refused.items():
         gradients = tuple(v for r in alike for v in r.gradients)
         made.append(Update(plan.scan, (), gradients, 0, alike[0].blocker, reason))
+    sums = tuple(_summed(plan.scan, graph))
+    if sums:
+        reason = "these are sums over the iterations of the loop, known after the last one"
+        made.append(Update(plan.scan, (), sums, 0, None, reason))
     return made
+
+
+def _pays(plan: Plan) -> bool:
+    return bool(plan.gradients) and any(r.over is not None for r in plan.results)
+
+
+def _summed(scan: Node, graph: Graph) -> Iterator[Value]:
+    """Gradients that a loop carries: of a weight that all layers share, or of micro-batches."""
+    for v in scan.outputs[: scan.params["num_carry"]]:
+        if v.type.rank and any(u.phase == UPDATE for u in graph.users.get(v, ())):
+            yield v
+
+
+def _path(value: Value) -> str:
+    """The user's path of a state, or its type where it is carried by a loop around."""
+    carried = value.hint.startswith("arg")
+    return f"carried {spell_type(value.type)}" if carried else value.hint

@@ -16,8 +16,8 @@ import numpy as np
 
 from precir.ir import BACKWARD, FORWARD, UPDATE, Graph, Literal, Node, Operand, Type, Value
 from precir.ops import Keeps, op_named
+from precir.passes.rebuild import copy_nodes, in_order
 from precir.passes.simplify import drop_dead
-from precir.passes.update_build import copy_nodes, in_order
 from precir.passes.update_plan import bytes_of
 
 _BOOL = Type((), "bool")
@@ -32,9 +32,9 @@ def gradients_of(graph: Graph) -> tuple[Value, ...]:
         if node.phase == UPDATE and node.op != "scan":
             for o in node.inputs:
                 made = o.node if isinstance(o, Value) else None
-                if made is not None and made.phase == BACKWARD and made.op != "scan":
-                    if o.type.rank and isinstance(o, Value):
-                        found[o] = None
+                backward = made is not None and made.phase == BACKWARD and made.op != "scan"
+                if backward and o.type.rank and isinstance(o, Value):
+                    found[o] = None
     return tuple(found)
 
 
@@ -67,9 +67,7 @@ def sum_apart(graph: Graph, gradients: tuple[Value, ...]) -> Graph | None:
     return _second(graph, folds, [n for n in moved if n in again], kept, [*branch, barrier])
 
 
-def _branch(
-    graph: Graph, moved: list[Node], outside: list[Value], folds: list[Node]
-) -> list[Node]:
+def _branch(graph: Graph, moved: list[Node], outside: list[Value], folds: list[Node]) -> list[Node]:
     """The first pass: nodes that compute the results of `folds`, in a branch always taken."""
     types = [f.outputs[0].type for f in folds]
     inputs = [Value(v.type, hint=v.hint) for v in outside]
@@ -114,9 +112,7 @@ def _second(
             env.update(zip(node.outputs, new.outputs, strict=True))
             node = new
         nodes.append(node)
-    made = {v for n in nodes if n.phase in (BACKWARD, UPDATE) for v in n.outputs}
     outputs = [env.get(o, o) if isinstance(o, Value) else o for o in graph.outputs]
-    outputs = [n if n in made else o for o, n in zip(graph.outputs, outputs, strict=True)]
     ordered, outputs = in_order(nodes, {}, outputs)
     return drop_dead(graph.with_(nodes=tuple(ordered), outputs=tuple(outputs)))
 
@@ -130,9 +126,11 @@ def _again(graph: Graph, wanted: set[Node]) -> Iterator[Node]:
     while waiting:
         o = waiting.pop()
         node = o.node if isinstance(o, Value) else None
-        if node is None or node in wanted or node in seen or not _is_cheap(node):
+        if not isinstance(o, Value) or node is None or node in wanted or node in seen:
             continue
-        if any(not _is_cheap(user) and user.phase == FORWARD for user in graph.users[o]):
+        if not _is_cheap(node) or any(
+            not _is_cheap(user) and user.phase == FORWARD for user in graph.users[o]
+        ):
             continue
         seen.add(node)
         waiting += node.inputs

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from heapq import heapify, heappop, heappush
 from typing import Any
 
 from precir.ir import UPDATE, Graph, Literal, Node, Operand, Type, Value
 from precir.ops.rows import ONLY, ROW, Fold, row_type
+from precir.passes.rebuild import copy_nodes, in_order
 from precir.passes.simplify import drop_dead
 from precir.passes.update_plan import Plan, Result
 
@@ -46,51 +46,6 @@ def _named(loops: Sequence[Node], nodes: Sequence[Node]) -> set[Node]:
     return {n for n in nodes if n.regions and id(n.regions[0]) in bodies}
 
 
-def in_order(
-    nodes: Sequence[Node], now: Mapping[Value, Operand], outputs: Sequence[Operand]
-) -> tuple[list[Node], list[Operand]]:
-    """The nodes with what is new in the place of what was, each after those it reads, as near to
-    their old order as that allows.
-    """
-    position = {node: n for n, node in enumerate(nodes)}
-    waits: dict[Node, int] = {}
-    readers: dict[Node, list[Node]] = {}
-    last: Node | None = None
-    for node in nodes:
-        read = [now.get(o, o) if isinstance(o, Value) else o for o in node.inputs]
-        before = {o.node for o in read if isinstance(o, Value) and o.node in position}
-        if node.effects:
-            before |= {last} if last is not None else set()
-            last = node
-        waits[node] = len(before)
-        for b in before:
-            assert b is not None
-            readers.setdefault(b, []).append(node)
-    ready = [position[n] for n, count in waits.items() if not count]
-    heapify(ready)
-    new: dict[Value, Operand] = {}
-    ordered: list[Node] = []
-
-    def current(o: Operand) -> Operand:
-        o = now.get(o, o) if isinstance(o, Value) else o
-        return new.get(o, o) if isinstance(o, Value) else o
-
-    while ready:
-        node = nodes[heappop(ready)]
-        inputs = [current(o) for o in node.inputs]
-        if any(a is not b for a, b in zip(inputs, node.inputs, strict=True)):
-            changed = node.like(inputs=inputs)
-            new.update(zip(node.outputs, changed.outputs, strict=True))
-            ordered.append(changed)
-        else:
-            ordered.append(node)
-        for reader in readers.get(node, ()):
-            waits[reader] -= 1
-            if not waits[reader]:
-                heappush(ready, position[reader])
-    return ordered, [current(o) for o in outputs]
-
-
 class _Loop:
     """One of the loops that stand for a backward scan.
 
@@ -100,9 +55,7 @@ class _Loop:
       now: by value of the program, what holds it now.
     """
 
-    def __init__(
-        self, graph: Graph, plan: Plan, stage: int, place: Mapping[Node, int]
-    ) -> None:
+    def __init__(self, graph: Graph, plan: Plan, stage: int, place: Mapping[Node, int]) -> None:
         self.plan, self.place = plan, place
         self.scan = plan.scan
         self.last = stage == plan.passes - 1
@@ -156,7 +109,7 @@ class _Loop:
         for i in range(consts + carry):
             group = "consts" if i < consts else "carry"
             self.env[body.inputs[i]] = take(group, given[i], body.inputs[i].type, stay[i])
-        at = take("carry", Literal(length - 1 if p["reverse"] else 0, _INDEX), _INDEX, "i")
+        at = take("carry", Literal(length - 1 if p["reverse"] else 0, _INDEX), _INDEX, "at")
         stacks: dict[Value, Value] = {}
         for r in self.over:
             assert r.over is not None
@@ -338,7 +291,8 @@ class _Loop:
 
     def _first_row(self, result: Result) -> Value:
         stack, p = result.over, self.scan.params
-        assert stack is not None and result.value.node is not None
+        assert stack is not None
+        assert result.value.node is not None
         at = p["length"] - 1 if p["reverse"] else 0
         shape = stack.type.shape
         cut = {
@@ -369,28 +323,6 @@ class _Loop:
 
 def _one() -> Literal:
     return Literal(1, _INDEX)
-
-
-def copy_nodes(graph: Graph, env: dict[Value, Operand]) -> list[Node]:
-    """Nodes of their own that compute what those of `graph` do, sub-graphs too; `env` gives the
-    inputs, and has all values in the end.
-    """
-    nodes = []
-    for node in graph:
-        inputs = [env.get(o, o) if isinstance(o, Value) else o for o in node.inputs]
-        new = node.like(inputs=inputs, regions=tuple(copied(r) for r in node.regions))
-        nodes.append(new)
-        env.update(zip(node.outputs, new.outputs, strict=True))
-    return nodes
-
-
-def copied(graph: Graph) -> Graph:
-    """A graph of its own that is equal to `graph`."""
-    inputs = tuple(Value(v.type, hint=v.hint) for v in graph.inputs)
-    env: dict[Value, Operand] = dict(zip(graph.inputs, inputs, strict=True))
-    nodes = copy_nodes(graph, env)
-    outputs = [env.get(o, o) if isinstance(o, Value) else o for o in graph.outputs]
-    return graph.with_(inputs=inputs, nodes=tuple(nodes), outputs=tuple(outputs))
 
 
 def _word(hint: str, default: str) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from precir.ir import UPDATE, Graph, Node, Operand, Type, Value
-from precir.ops.rows import ROW, Fold, Rows, by_rows, fold_of
+from precir.ops.rows import ROW, Fold, Rows, by_rows, fold_of, why_whole
 from precir.text.types import SHORT, numpy_dtype
 
 
@@ -251,6 +251,8 @@ def _refused(part: list[Value], look: _Look, pairs: Mapping[Value, Value]) -> Re
     anew = [v for v in part if v in look.escapes and v not in pairs]
     users = [u for v in part for u in look.graph.users.get(v, ())]
     updates = any(u.phase == UPDATE for u in users)
+    if not updates and not any(v in look.escapes for v in part):
+        return Refusal(gradients, None, "no update reads them", updates)
     for v in anew:
         if look.escapes[v] in look.late:
             reason = "needs a sum over all layers of what itself needs such a sum: three passes"
@@ -258,9 +260,9 @@ def _refused(part: list[Value], look: _Look, pairs: Mapping[Value, Value]) -> Re
     if not anew or sum(bytes_of(v.type) for v in anew) < sum(bytes_of(v.type) for v in gradients):
         return None
     blocker = look.escapes[anew[0]]
-    reason = "reads them whole, not row by row"
-    if blocker is None:
-        reason = "is returned whole, and replaces no argument that could be overwritten"
+    reason = "is returned whole, and replaces no argument that could be overwritten"
+    if blocker is not None:
+        reason = why_whole(blocker)
     return Refusal(gradients, blocker or anew[0].node, reason, updates)
 
 

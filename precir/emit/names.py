@@ -33,7 +33,7 @@ _NOUNS = {
     "le": "at_most", "gather": "rows", "scatter-add": "scattered", "iota": "index",
     "constant": "constant", "tanh": "tanh", "logistic": "gate", "slice": "part",
     "concatenate": "joined", "quantize": "q", "split": "part", "squeeze": "squeezed",
-    "dynamic_slice": "part", "scan": "out", "while": "out", "cond": "out", "and": "both",
+    "dynamic_slice": "part", "dynamic_update_slice": "stack", "scan": "out", "while": "out", "cond": "out", "and": "both",
     "or": "either", "random_split": "keys", "random_wrap": "key", "random_bits": "bits",
     "argmax": "best", "finite_amax": "amax", "delayed_scale": "scale", "record_amax": "history",
     "recent_amax": "seen",

@@ -16,7 +16,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from precir.ir import Literal, Node, Type
 from precir.ops import elementwise
 
-
 ROW, WHOLE, ONLY = "row", "whole", "only"
 
 
@@ -58,7 +57,11 @@ def by_rows(node: Node) -> Rows | None:
     """How a node is done by rows; None if it cannot be."""
     plain = not node.regions and not node.effects and len(node.outputs) == 1
     rule = _ROWS.get(node.op)
-    if rule is None or not plain or not all(_is_array(o.type) for o in (*node.inputs, *node.outputs)):
+    if (
+        rule is None
+        or not plain
+        or not all(_is_array(o.type) for o in (*node.inputs, *node.outputs))
+    ):
         return None
     return rule(node) if node.outputs[0].type.shape else None
 
@@ -81,6 +84,15 @@ def fold_of(node: Node) -> Fold | None:
     if (dtype == "bool") != (combine in ("and", "or")):
         return None
     return Fold(params, combine, Literal(initial(dtype), Type((), dtype)))
+
+
+def why_whole(node: Node) -> str:
+    """What to say of a node that takes stacks otherwise than by rows."""
+    if node.op == "quantize":
+        return "takes one scale of all layers"
+    if node.regions:
+        return "takes them whole into a sub-program"
+    return "reads them whole, not row by row"
 
 
 def _is_array(type_: Type) -> bool:
