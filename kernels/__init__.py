@@ -14,6 +14,7 @@ from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, reco
 from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
+from precir.kernels.rows import put_row, row
 from precir.kernels.scaled_dot import scaled_dot
 from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
 from precir.scaled import ScaledArray
@@ -32,11 +33,13 @@ __all__ = [
     "merge_stats",
     "next_loss_scale",
     "observe",
+    "put_row",
     "quantize",
     "recent_amax",
     "record_amax",
     "rescale",
     "rms_scale",
+    "row",
     "scale_root",
     "scaled_dot",
 ]

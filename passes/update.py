@@ -52,13 +52,18 @@ def fuse_updates(
 
 
 def _level(
-    graph: Graph, paired: Mapping[Operand, Value], spare: set[Value], found: list[Update]
+    graph: Graph,
+    paired: Mapping[Operand, Value],
+    spare: set[Value],
+    found: list[Update],
+    within: bool = False,
 ) -> Graph:
     """One level, the last loop first, then its sub-graphs: what has moved into a loop may move on
-    into a loop inside it.
+    into a loop inside it. `within` says that the level is the body of a loop that an update has
+    moved into.
     """
     done: set[Node] = set()
-    fused = False
+    fused: set[int] = set()
     while True:
         scan = next((n for n in reversed(graph.nodes) if _is_open(n) and n not in done), None)
         if scan is None:
@@ -72,14 +77,14 @@ def _level(
             graph, loops = fuse(graph, plan)
             paired = {graph.outputs[i]: v for i, v in at.items()}
             done.update(loops)
-            fused = True
-    if not fused:
+            fused.update(id(loop.regions[0]) for loop in loops)
+    if not fused and not within:
         apart = _apart(graph, found, said=bool(done))
         if apart is not graph:
             return apart
     rewrite = Rewrite(graph)
     for node in graph:
-        regions = tuple(_inside(node, i, found) for i in range(len(node.regions)))
+        regions = tuple(_inside(node, i, found, id(r) in fused) for i, r in enumerate(node.regions))
         if regions == node.regions:
             rewrite.copy(node)
         else:
@@ -110,7 +115,7 @@ def _is_open(node: Node) -> bool:
     return node.op == "scan" and node.phase == BACKWARD
 
 
-def _inside(node: Node, index: int, found: list[Update]) -> Graph:
+def _inside(node: Node, index: int, found: list[Update], within: bool) -> Graph:
     """A sub-graph; of a loop, what is carried may be overwritten, and only that."""
     region = node.regions[index]
     if node.op != "scan":
@@ -118,7 +123,7 @@ def _inside(node: Node, index: int, found: list[Update]) -> Graph:
     first, count = node.params["num_consts"], node.params["num_carry"]
     carry = region.inputs[first : first + count]
     paired = dict(zip(region.outputs[:count], carry, strict=True))
-    return _level(region, paired, set(carry), found)
+    return _level(region, paired, set(carry), found, within)
 
 
 def _updates(plan: Plan, graph: Graph) -> list[Update]:

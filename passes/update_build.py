@@ -9,7 +9,7 @@ their place, and reads the rows of the layer before.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from precir.ir import UPDATE, Graph, Literal, Node, Operand, Type, Value
@@ -115,7 +115,7 @@ class _Loop:
             assert r.over is not None
             name = names[r.over]
             stacks[r.value] = take("carry", r.over, r.over.type, f"{name}_stack")
-            row = take("carry", self._first_row(r), row_type(r.over.type), name)
+            row = take("carry", self._first_row(r), _row(r.over.type), name)
             self.env[r.over] = row
         sums = {n: take("carry", *self._nothing(n, f), "so_far") for n, f in self.folds.items()}
         for i in range(consts + carry, len(given)):
@@ -128,7 +128,7 @@ class _Loop:
                 self.env.setdefault(operand, self.env[inner])
         for value in self._read():
             if value not in self.env:
-                self.env[value] = take("xs", value, row_type(value.type), _word(value.hint, "x"))
+                self.env[value] = take("xs", value, _row(value.type), _word(value.hint, "x"))
         for value in self._whole():
             self.env[value] = take("consts", value, value.type, _word(value.hint, "value"))
 
@@ -228,7 +228,7 @@ class _Loop:
         inputs = [self._in(o) for o in node.inputs]
         for i, takes in enumerate(rows.takes):
             if takes == ONLY:
-                kind = row_type(inputs[i].type)
+                kind = _row(inputs[i].type)
                 only = node.like(
                     op="squeeze", inputs=[inputs[i]], types=[kind], params={"dimensions": (0,)}
                 )
@@ -236,44 +236,25 @@ class _Loop:
                 inputs[i] = only.outputs[0]
         new = node.like(
             inputs=inputs,
-            types=[row_type(node.outputs[0].type)],
+            types=[_row(node.outputs[0].type)],
             params=rows.params,
         )
         self.nodes.append(new)
         self.env[node.outputs[0]] = new.outputs[0]
 
+    def _like(self, result: Result, op: str, inputs: Sequence[Operand], type_: Type) -> Node:
+        """A node that comes from where the result comes from."""
+        origin = result.value.node
+        assert origin is not None
+        return Node(op, inputs, [type_], source=origin.source, scope=origin.scope, phase=UPDATE)
+
     def _put(self, result: Result, stack: Value, row: Operand, at: Operand) -> Value:
-        like = self._like(result)
-        sizes = (1, *row.type.shape)
-        shaped = like(
-            "reshape", [row], Type(sizes, row.type.dtype),
-            new_sizes=sizes, dimensions=None, sharding=None,
-        )  # fmt: skip
-        zeros = [Literal(0, _INDEX)] * row.type.rank
-        return like("dynamic_update_slice", [stack, shaped, at, *zeros], stack.type)
+        self.nodes.append(self._like(result, "put_row", [stack, row, at], stack.type))
+        return self.nodes[-1].outputs[0]
 
     def _get(self, result: Result, stack: Value, at: Operand) -> Value:
-        like = self._like(result)
-        sizes = (1, *stack.type.shape[1:])
-        zeros = [Literal(0, _INDEX)] * (stack.type.rank - 1)
-        kind = Type(sizes, stack.type.dtype, stack.type.weak)
-        part = like("dynamic_slice", [stack, at, *zeros], kind, slice_sizes=sizes)
-        return like("squeeze", [part], row_type(stack.type), dimensions=(0,))
-
-    def _like(self, result: Result) -> Callable[..., Value]:
-        """Make a node that comes from where the result comes from."""
-        origin = result.value.node
-
-        def make(op: str, inputs: Sequence[Operand], type_: Type, **params: Any) -> Value:
-            assert origin is not None
-            node = Node(
-                op, inputs, [type_], params,
-                source=origin.source, scope=origin.scope, phase=UPDATE,
-            )  # fmt: skip
-            self.nodes.append(node)
-            return node.outputs[0]
-
-        return make
+        self.nodes.append(self._like(result, "row", [stack, at], _row(stack.type)))
+        return self.nodes[-1].outputs[0]
 
     def _folded(self, node: Node, fold: Fold, so_far: Value) -> Value:
         rows = [self._in(o) for o in node.inputs if self._is_row(o)]
@@ -292,23 +273,10 @@ class _Loop:
     def _first_row(self, result: Result) -> Value:
         stack, p = result.over, self.scan.params
         assert stack is not None
-        assert result.value.node is not None
-        at = p["length"] - 1 if p["reverse"] else 0
-        shape = stack.type.shape
-        cut = {
-            "start_indices": (at, *(0 for _ in shape[1:])),
-            "limit_indices": (at + 1, *shape[1:]),
-            "strides": None,
-        }
-        kind = Type((1, *shape[1:]), stack.type.dtype, stack.type.weak)
-        like = result.value.node.like
-        part = like(op="slice", inputs=[stack], types=[kind], params=cut, regions=())
-        row = like(
-            op="squeeze", inputs=part.outputs, types=[row_type(stack.type)],
-            params={"dimensions": (0,)}, regions=(),
-        )  # fmt: skip
-        self.after += [(self.scan, part), (self.scan, row)]
-        return row.outputs[0]
+        at = Literal(p["length"] - 1 if p["reverse"] else 0, _INDEX)
+        first = self._like(result, "row", [stack, at], _row(stack.type))
+        self.after.append((self.scan, first))
+        return first.outputs[0]
 
     def _nothing(self, node: Node, fold: Fold) -> tuple[Operand, Type]:
         """What a sum begins with."""
@@ -319,6 +287,12 @@ class _Loop:
         made = node.like(op="broadcast_in_dim", inputs=[fold.initial], params=params)
         self.after.append((self.scan, made))
         return made.outputs[0], kind
+
+
+def _row(type_: Type) -> Type:
+    found = row_type(type_)
+    assert found is not None
+    return found
 
 
 def _one() -> Literal:

@@ -14,7 +14,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from precir.ir import UPDATE, Graph, Node, Operand, Type, Value
-from precir.ops.rows import ROW, Fold, Rows, by_rows, fold_of, why_whole
+from precir.ops.rows import ROW, Fold, Rows, by_rows, fold_of, row_type, why_whole
 from precir.text.types import SHORT, numpy_dtype
 
 
@@ -170,6 +170,8 @@ class _Look:
         """Whether rows can be taken: of stacks made by rows, of those known before the loop, and
         of numbers spread over all layers.
         """
+        if row_type(operand.type) is None:
+            return False
         if not isinstance(operand, Value) or operand not in self.ready:
             return True
         rows = by_rows(operand.node) if operand.node is not None else None

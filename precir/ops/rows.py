@@ -48,14 +48,22 @@ class Fold:
     initial: Literal
 
 
-def row_type(type_: Type) -> Type:
-    """The type of one row of a stack."""
-    return Type(type_.shape[1:], type_.dtype, type_.weak)
+def row_type(type_: Type) -> Type | None:
+    """The type of one row of a stack; None of what has no rows, or one scale for several."""
+    shape, scale, block = type_.shape, type_.scale, type_.block
+    if not shape or (scale is not None and scale[:1] != shape[:1]):
+        return None
+    inner = None if scale is None else scale[1:]
+    return Type(
+        shape[1:], type_.dtype, type_.weak, inner, block[-len(shape[1:]) :] if shape[1:] else ()
+    )
 
 
 def by_rows(node: Node) -> Rows | None:
     """How a node is done by rows; None if it cannot be."""
     plain = not node.regions and not node.effects and len(node.outputs) == 1
+    if plain and node.op in _STORAGE:
+        return _stored(node)
     rule = _ROWS.get(node.op)
     if (
         rule is None
@@ -97,6 +105,17 @@ def why_whole(node: Node) -> str:
 
 def _is_array(type_: Type) -> bool:
     return type_.scale is None and not type_.dtype.startswith("key")
+
+
+def _stored(node: Node) -> Rows | None:
+    """Into storage and out of it, with scales for each row or for parts of it."""
+    wide, narrow = node.inputs[0].type, node.outputs[0].type
+    if len(node.inputs) != 1 or row_type(wide) is None or row_type(narrow) is None:
+        return None
+    if node.op == "dequantize":
+        return Rows((ROW,), node.params)
+    inner = row_type(narrow)
+    return Rows((ROW,), {**node.params, "block": inner.block if inner is not None else ()})
 
 
 def _elementwise(node: Node) -> Rows | None:
@@ -249,4 +268,5 @@ _FOLDS: Final[dict[str, tuple[str, Callable[[str], bool | int | float]]]] = {
     "reduce_and": ("and", lambda _: True),
     "reduce_or": ("or", lambda _: False),
 }
+_STORAGE: Final = ("quantize", "dequantize")
 _TESTS: Final = ("all_finite",)  # of all elements of any number of operands
