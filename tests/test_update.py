@@ -16,6 +16,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import precir
 from precir.errors import RecipeError
+from precir.ir import Node, Type, Value
+from precir.kernels import E4M3, put_row, quantize, row
+from precir.ops.rows import by_rows, row_type
 from precir.report import Report
 from precir.text import parse, print_graph
 
@@ -109,12 +112,15 @@ def run(step: Step, state: Any, data: Any) -> Any:
 
 
 def farthest(a: Any, b: Any) -> float:
-    def apart(x: Array, y: Array) -> float:
-        return float(
-            np.max(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)), initial=0)
-        )
+    """The largest difference of two trees; of arrays past one, in units of their largest."""
 
-    return max(jax.tree.leaves(jax.tree.map(apart, a, b)))
+    def between(x: Array, y: Array) -> float:
+        x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+        if np.array_equal(x, y, equal_nan=True):
+            return 0.0
+        return float(np.max(np.abs(x - y)) / max(1.0, np.max(np.abs(y))))
+
+    return max(jax.tree.leaves(jax.tree.map(between, a, b)))
 
 
 def compared(
@@ -454,6 +460,37 @@ def test_unrolled_layers_that_wait_for_a_norm_get_a_pass_for_it() -> None:
     assert distance < 1e-6
     (row,) = report.updates
     assert (row.fused, row.passes) == (True, 2)
+
+
+# -- rows ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", [(4, 6), (1, 3), ()])
+def test_rows_of_stored_stacks(block: tuple[int, ...]) -> None:
+    """With scales for each row or for parts of it, a stack in storage is the stack of its rows."""
+    sizes = jnp.array([1.0, 8.0, 64.0])[:, None, None]
+    plain = jax.random.normal(jax.random.key(0), (3, 4, 6)) * sizes
+    each = [quantize(p, E4M3, block=block) for p in plain]
+    stack = jax.tree.map(lambda *a: jnp.stack(a), *each)
+    assert farthest(row(stack, 1), each[1]) == 0
+    assert farthest(row(stack, jnp.int32(-1)), each[0]) == 0  # the nearest there is
+    swapped = put_row(stack, each[0], 2)
+    assert farthest(swapped.unscale()[2], each[0].unscale()) == 0
+    assert farthest(swapped.unscale()[:2], stack.unscale()[:2]) == 0
+
+
+def test_row_types() -> None:
+    assert row_type(Type((3, 4), "float32")) == Type((4,), "float32")
+    whole = Type((3, 4, 6), "float16", scale=())
+    assert row_type(whole) is None
+    rows = Type((3, 4, 6), "float16", scale=(3, 1, 1), block=(4, 6))
+    assert row_type(rows) == Type((4, 6), "float16", scale=(1, 1), block=(4, 6))
+    wide = Type((3, 4, 6), "float32")
+    store = Node("quantize", [Value(wide)], [rows], {"dtype": "float16", "block": (4, 6)})
+    load = Node("dequantize", [Value(rows)], [wide])
+    assert by_rows(store) is not None
+    assert by_rows(load) is not None
+    assert by_rows(Node("dequantize", [Value(whole)], [wide])) is None
 
 
 # -- loops around and inside -----------------------------------------------------------------------
