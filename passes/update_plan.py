@@ -82,9 +82,18 @@ def plan_update(
         pairs = _pairs(look, paired, spare)
         refused = [r for r in (_refused(part, look, pairs) for part in look.parts()) if r]
         if not refused:
-            return _plan(look, pairs, tuple(dict.fromkeys(excluded.values())))
+            plan = _plan(look, pairs, tuple(dict.fromkeys(excluded.values())))
+            if plan.passes == 1 or not _seen(scan):
+                return plan
+            reason = "would be seen twice: this needs two passes"
+            refused = [Refusal(plan.gradients, _seen(scan), reason, True)]
         for r in refused:
             excluded.update(dict.fromkeys(r.gradients, r))
+
+
+def _seen(scan: Node) -> Node | None:
+    """What a loop does that is seen outside: a print, a callback."""
+    return next((n for n in scan.regions[0].walk() if n.effects and not n.regions), None)
 
 
 def bytes_of(type_: Type) -> int:
