@@ -126,7 +126,7 @@ class _Look:
         carry = scan.params["num_carry"]
         self.scanned = set(scan.inputs[scan.params["num_consts"] + carry :])
         for i, v in enumerate(scan.outputs):
-            if i >= carry and v.type.scale is None and v not in excluded:
+            if i >= carry and row_type(v.type) is not None and v not in excluded:
                 self.level[v] = 0
             else:
                 self.ready[v] = 1
