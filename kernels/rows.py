@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from precir.scaled import ScaledArray, full_block
 
@@ -37,7 +38,9 @@ def put_row(stack: Any, new: Any, at: Any) -> Any:
     def one(array: Any, part: Any) -> Any:
         start = (at, *(0 for _ in array.shape[1:]))
         part = lax.expand_dims(part, (0,))
-        return lax.dynamic_update_slice(array, part, start, allow_negative_indices=False)
+        stack = lax.dynamic_update_slice(array, part, start, allow_negative_indices=False)
+        # Else XLA:GPU may keep all layers transposed in the loop, where a product wants one so.
+        return with_layout_constraint(stack, Layout(tuple(range(stack.ndim))))
 
     if isinstance(stack, ScaledArray):  # blocks of a stack are those of its rows, and one axis more
         return ScaledArray(one(stack.data, new.data), one(stack.scale, new.scale), stack.block)
