@@ -10,6 +10,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from precir.scaled import ScaledArray, full_block
 
+_with_layout: Any = with_layout_constraint
+
 __all__ = ["put_row", "row"]
 
 
@@ -40,7 +42,7 @@ def put_row(stack: Any, new: Any, at: Any) -> Any:
         part = lax.expand_dims(part, (0,))
         stack = lax.dynamic_update_slice(array, part, start, allow_negative_indices=False)
         # Else XLA:GPU may keep all layers transposed in the loop, where a product wants one so.
-        return with_layout_constraint(stack, Layout(tuple(range(stack.ndim))))
+        return _with_layout(stack, Layout(tuple(range(stack.ndim))))
 
     if isinstance(stack, ScaledArray):  # blocks of a stack are those of its rows, and one axis more
         return ScaledArray(one(stack.data, new.data), one(stack.scale, new.scale), stack.block)
