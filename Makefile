@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 SETUP := $(VENV)/.installed
 FAST := not slow and not sweep
 # What no other JAX can change, or few tests of the same kind show as well: tested on one.
-ONCE := check cli_check domains facts_used formats granularity hazard_suite planner relations report \
+ONCE := check cli_check domains facts_used formats fp8_recipes granularity hazard_suite planner relations report \
 	scale_failures scaling spreads stats stored_by_class text verify
 ELSEWHERE := absl-py jax jaxlib markdown-it-py mdurl ml-dtypes networkx numpy opt-einsum pygments \
 	rich scipy # what requirements.lock holds already
