@@ -200,11 +200,12 @@ class FunctionWriter(LoopWriter):
             text, own = self.env.get(node.inputs[0], ("", 0))
             if own == ATOM:
                 text = text.replace("kernel", "w").replace(".tree", "")
-                word = re.findall(r"[A-Za-z_]\w*", text)
+                word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
                 wish = word[-1] if text.isidentifier() else "_".join(word[-2:]) if word else "q"
                 return self.names.fresh(f"{wish}_q")
         if node.op == "dequantize" and isinstance(node.inputs[0], Value):
-            word = re.findall(r"[A-Za-z_]\w*", self.env.get(node.inputs[0], ("", 0))[0])
+            text = self.env.get(node.inputs[0], ("", 0))[0]
+            word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
             return self.names.fresh(word[-1] if word else "wide")
         part = module_part(node.scope)
         if part and (node.op in _NAMED_BY_SCOPE or value in self._escaping):
@@ -240,6 +241,9 @@ class FunctionWriter(LoopWriter):
         self.env[value] = (name, ATOM)
 
 
+_NO_NAMES = frozenset({
+    "T", "astype", "bfloat16", "float16", "float32", "jnp", "lax", "np", "reshape", "unscale",
+})  # fmt: skip
 _NAMED_BY_SCOPE = {"dot_general", "scaled_dot", "conv_general_dilated"}
 _INLINE = {
     "add", "add_any", "sub", "mul", "div", "neg", "max", "min", "exp", "log", "sqrt", "rsqrt",
