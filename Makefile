@@ -34,7 +34,7 @@ quick: $(SETUP) ## the fast tests only
 
 test-newest: ## the fast tests on NEWEST_PYTHON (3.12 or newer), with the newest JAX
 	$(MAKE) quick PYTHON=$(NEWEST_PYTHON) VENV=.venv-newest \
-		PYTEST="$(ONCE:%=--ignore=tests/test_%.py)"
+		PYTEST="$(ONCE:%=--ignore=tests/test_%.py) --deselect tests/test_fp8.py::test_finite"
 
 lint: $(SETUP) ## ruff: rules and format
 	$(BIN)/ruff check .
