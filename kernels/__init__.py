@@ -11,6 +11,7 @@ if __name__ != "precir.kernels":
     )
 
 from precir.formats import E4M3, E5M2, E8M0FNU
+from precir.kernels.adam_update import Updated, adam_update
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.dequantize import dequantize
 from precir.kernels.loss_scale import all_finite, next_loss_scale
@@ -31,6 +32,8 @@ __all__ = [
     "E5M2",
     "E8M0FNU",
     "ScaledArray",
+    "Updated",
+    "adam_update",
     "all_finite",
     "amax",
     "amax_scale",
