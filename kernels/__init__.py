@@ -11,6 +11,7 @@ if __name__ != "precir.kernels":
     )
 
 from precir.formats import E4M3, E5M2, E8M0FNU
+from precir.kernels.act_quantize import act_gradients, act_quantize, activation_scale
 from precir.kernels.adam_update import Updated, adam_update
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.dequantize import dequantize
@@ -25,6 +26,7 @@ from precir.kernels.quantize_both import (
 from precir.kernels.scaled_dot import scaled_dot
 from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
 from precir.kernels.stochastic import quantize_stochastic
+from precir.kernels.writing import Written
 from precir.scaled import ScaledArray
 
 __all__ = [
@@ -33,6 +35,10 @@ __all__ = [
     "E8M0FNU",
     "ScaledArray",
     "Updated",
+    "Written",
+    "act_gradients",
+    "act_quantize",
+    "activation_scale",
     "adam_update",
     "all_finite",
     "amax",
