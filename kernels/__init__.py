@@ -16,6 +16,13 @@ from precir.kernels.adam_update import Updated, adam_update
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.dequantize import dequantize
 from precir.kernels.loss_scale import all_finite, next_loss_scale
+from precir.kernels.norm_quantize import (
+    Normalised,
+    NormGradients,
+    norm_gradients,
+    norm_quantize,
+    norm_scale,
+)
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.quantize_both import (
@@ -33,6 +40,8 @@ __all__ = [
     "E4M3",
     "E5M2",
     "E8M0FNU",
+    "NormGradients",
+    "Normalised",
     "ScaledArray",
     "Updated",
     "Written",
@@ -49,6 +58,9 @@ __all__ = [
     "finite_amax",
     "merge_stats",
     "next_loss_scale",
+    "norm_gradients",
+    "norm_quantize",
+    "norm_scale",
     "observe",
     "quantize",
     "quantize_and_amax",
