@@ -176,9 +176,15 @@ def test_errors():
 
 @ON_LINUX
 @STORES
-@pytest.mark.parametrize("shape", [(1,), (9, 256), (3, 5, 77)], ids=str)
-def test_in_the_interpreter(stores, shape):
-    check(state(shape, stores))
+def test_in_the_interpreter(stores):
+    check(state((9, 256), stores))
+    check(state((3, 5, 77), stores))
+
+
+@ON_LINUX
+def test_one_element_in_the_interpreter():
+    check(state((1,), O2))
+    check(state((1,), GROUPS))
 
 
 @ON_LINUX

