@@ -254,6 +254,8 @@ def test_for_hopper(options):
         used = kernel.resources()
         print(kernel.name, used, kernel.shared)
         assert kernel.shared <= SHARED_MEMORY
-        # A tile of 128 x 128 both ways, of three tensors, leaves no register.
-        assert used["spilled"] <= (64 if kernel.shared == 16384 else 0), used
+        # A tile of 128 x 128 both ways, of three tensors, leaves no register: 44 bytes with
+        # Triton 3.9, 168 with 3.6.
+        both = kernel.name == "act_backward" and kernel.shared == 16384
+        assert used["spilled"] <= (192 if both else 0), used
         assert "cvt.rn.satfinite.e" in kernel.ptx
