@@ -1,31 +1,30 @@
-"""The product of two scaled tensors, accumulated in float32.
+"""The product of two scaled tensors, accumulated in float32, and what follows it.
 
-Where both are 8-bit and no scale changes along the axes that are summed over, XLA's FP8 path on
-CUDA gets the product of the data itself, and the scales multiply its result.
+On CUDA it is one of three (`precir.kernels.choice`): a Triton kernel; XLA's FP8 path, which gets
+the product of the data itself, the scales multiplying its result; or a product in bfloat16.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, overload
 
 import jax
 import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
 from precir.formats import BF16, E4M3, E5M2, F16, F32, Format
+from precir.kernels.epilogue import ACTIVATIONS, PLAIN, Epilogue, finished
 from precir.kernels.primitive import Dims, Results, kernel_primitive
-from precir.scaled import ScaledArray, spread
+from precir.kernels.quantize import checked_scale
+from precir.kernels.scaled_dot_cuda import Axes, Blocks, DimensionNumbers, DType, on_cuda
+from precir.kernels.scaled_dot_cuda import _scaled as _scaled
+from precir.scaled import ScaledArray
 
-Axes = tuple[int, ...]
-DimensionNumbers = tuple[tuple[Axes, Axes], tuple[Axes, Axes]]
-"""((a's contracting axes, b's), (a's batch axes, b's)), as in ``lax.dot_general``."""
-DType = np.dtype[np.generic]
-Blocks = tuple[Axes, Axes]
-"""The blocks of the operands' scales, as `ScaledArray.block`."""
 _DATA: tuple[Format, ...] = (E4M3, E5M2, F16, BF16)
 _PLAIN: tuple[Format, ...] = (F16, BF16, F32)
 _Pairs = Sequence[Sequence[Sequence[int]]]
@@ -38,6 +37,34 @@ class ScaledDotError(PrecirError, TypeError):
 Operand = ScaledArray | Array
 
 
+@overload
+def scaled_dot(
+    a: Operand,
+    b: Operand,
+    dimension_numbers: _Pairs,
+    *,
+    out: DTypeLike = ...,
+    shift: int = ...,
+    bias: ArrayLike | None = ...,
+    activation: str | None = ...,
+) -> Array: ...
+
+
+@overload
+def scaled_dot(
+    a: Operand,
+    b: Operand,
+    dimension_numbers: _Pairs,
+    *,
+    out: DTypeLike = ...,
+    shift: int = ...,
+    bias: ArrayLike | None = ...,
+    activation: str | None = ...,
+    out_scale: ArrayLike | None = ...,
+    amax: bool = ...,
+) -> Any: ...
+
+
 def scaled_dot(
     a: Operand,
     b: Operand,
@@ -45,7 +72,11 @@ def scaled_dot(
     *,
     out: DTypeLike = jnp.float32,
     shift: int = 0,
-) -> Array:
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    out_scale: ArrayLike | None = None,
+    amax: bool = False,
+) -> Any:
     """The product of two tensors times 2^shift: ``lax.dot_general`` of their values, as ``out``.
 
     An operand is a ``ScaledArray`` of any granularity, its data float8_e4m3fn, float8_e5m2,
@@ -58,14 +89,24 @@ def scaled_dot(
     not fit float16 itself. Scales are finite, not subnormal, and powers of two if scaling is to
     be exact. Scales that are the same along all of the contracted axes may be large on one side
     and small on the other: no step multiplies the two where that could overflow and the result
-    would not. Scales that change along a contracted axis multiply the data before the product.
+    would not. Scales that change along a contracted axis multiply the data before the product;
+    on CUDA also the product of one block, where the scales of the two blocks meet first.
 
-    Not differentiable. Raises ``ScaledDotError`` (a ``TypeError``) on other operands and shifts,
-    and what ``lax.dot_general`` raises on shapes that do not match.
+    Before it is rounded, the product gets ``bias`` added (of the free axes of ``b``, any floating
+    dtype) and goes through ``activation``: "relu", "gelu" (the exact one), "gelu_tanh" or "silu".
+    With ``out_scale`` (as the ``scale`` of ``quantize``) the result is a ``ScaledArray`` of that
+    scale, its data in ``out``, an FP8 format, in which what leaves the range saturates. With
+    ``amax`` it is a pair, the second being the largest finite magnitude before the rounding,
+    float32[], one for each example under ``jax.vmap``.
+
+    Not differentiable. Raises ``ScaledDotError`` (a ``TypeError``) on other operands, shifts and
+    options, and what ``lax.dot_general`` raises on shapes that do not match.
     """
-    operands, params = _prepared(a, b, dimension_numbers, out, shift)
+    operands, params = _prepared(
+        a, b, dimension_numbers, out, shift, bias, activation, out_scale, amax
+    )
     results: Results = scaled_dot_p.bind(*operands, **params)
-    return results[0]
+    return _answer(results, out_scale, amax)
 
 
 def scaled_dot_reference(
@@ -75,10 +116,21 @@ def scaled_dot_reference(
     *,
     out: DTypeLike = jnp.float32,
     shift: int = 0,
-) -> Array:
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    out_scale: ArrayLike | None = None,
+    amax: bool = False,
+) -> Any:
     """What ``scaled_dot`` returns, in plain JAX: the float32 product of the float32 values."""
-    operands, params = _prepared(a, b, dimension_numbers, out, shift)
-    return _reference(*operands, **params)[0]
+    operands, params = _prepared(
+        a, b, dimension_numbers, out, shift, bias, activation, out_scale, amax
+    )
+    return _answer(_reference(*operands, **params), out_scale, amax)
+
+
+def _answer(results: Results, out_scale: ArrayLike | None, amax: bool) -> Any:
+    result = results[0] if out_scale is None else ScaledArray(results[0], checked_scale(out_scale))
+    return (result, results[1]) if amax else result
 
 
 # Each scale multiplies its own operand, which costs nothing beside widening it. A power of two
@@ -89,112 +141,20 @@ def _reference(
     a_scale: Array,
     b: Array,
     b_scale: Array,
-    *,
+    *extra: Array,
     dimension_numbers: DimensionNumbers,
     out: DType,
     blocks: Blocks = ((), ()),
     shift: int = 0,
+    epilogue: Epilogue = PLAIN,
 ) -> Results:
     values = (
         ScaledArray(a, a_scale, blocks[0]).unscale(np.float32),
         ScaledArray(b, b_scale, blocks[1]).unscale(np.float32),
     )
     product = lax.dot_general(*values, dimension_numbers, preferred_element_type=np.float32)
-    return ((product * np.float32(2.0**shift) if shift else product).astype(out),)
-
-
-def _on_cuda(
-    a: Array,
-    a_scale: Array,
-    b: Array,
-    b_scale: Array,
-    *,
-    dimension_numbers: DimensionNumbers,
-    out: DType,
-    blocks: Blocks = ((), ()),
-    shift: int = 0,
-) -> Results:
-    """A product of the data itself, scaled after: XLA:GPU keeps it in FP8, by cuBLASLt or Triton.
-
-    With the scales before the product, as in the reference, XLA's Triton path multiplies in
-    bfloat16 instead; which is what is done where scales change along a contracted axis.
-    """
-    ((a_contract, b_contract), (a_batch, b_batch)) = dimension_numbers
-    (a_block, b_block), one = blocks, jnp.ones((), np.float32)
-    if not _same_along(a_contract, a.shape, a_scale.shape, a_block):
-        a, a_scale, a_block = _value(a, a_scale, a_block), one, ()
-    if not _same_along(b_contract, b.shape, b_scale.shape, b_block):
-        b, b_scale, b_block = _value(b, b_scale, b_block), one, ()
-    a, b = _alike(a, b)
-    # bfloat16 has float32's exponents, so the unscaled product may leave the call in it; float16
-    # would overflow.
-    fits = out == jnp.bfloat16 and (a.dtype.itemsize == 1 or a.dtype == jnp.bfloat16)
-    leaves = np.dtype(out if fits else np.float32)
-    product = lax.dot_general(a, b, dimension_numbers, preferred_element_type=leaves)
-    left = _of_result(a_scale, a.shape, a_block, a_batch, a_contract)
-    right = _of_result(b_scale, b.shape, b_block, b_batch, b_contract)
-    if left.ndim:  # the result's axes: batch, then a's free axes, then b's
-        left = left.reshape(left.shape + (1,) * (product.ndim - left.ndim))
-    if right.ndim:
-        at, free = len(b_batch), product.ndim - right.ndim
-        right = right.reshape(*right.shape[:at], *(1,) * free, *right.shape[at:])
-    return (_scaled(product.astype(np.float32), left, right, shift).astype(out),)
-
-
-def _same_along(axes: Axes, shape: tuple[int, ...], scales: tuple[int, ...], block: Axes) -> bool:
-    """Whether an operand's scale is one for all that is summed over."""
-    counts = scales if block else scales + (1,) * (len(shape) - len(scales))
-    return all(counts[axis] == 1 for axis in axes)
-
-
-def _value(data: Array, scale: Array, block: Axes) -> Array:
-    """In bfloat16, which holds every FP8 value times a power of two."""
-    return ScaledArray(data, scale, block).unscale(
-        jnp.bfloat16 if data.dtype.itemsize == 1 else np.float32
-    )
-
-
-def _alike(a: Array, b: Array) -> tuple[Array, Array]:
-    """Two FP8 operands as they are; others in the narrowest format that holds both exactly."""
-    wide = [x.dtype for x in (a, b) if x.dtype.itemsize > 1]
-    if not wide:
-        return a, b
-    both = jnp.promote_types(wide[0], wide[-1])
-    return a.astype(both), b.astype(both)
-
-
-def _of_result(
-    scale: Array, shape: tuple[int, ...], block: Axes, batch: Axes, contract: Axes
-) -> Array:
-    """An operand's scales along its batch axes, then its free axes; a scalar stays one."""
-    if not scale.ndim:
-        return scale.astype(np.float32)
-    each = spread(scale.astype(np.float32), shape, block)
-    free = [i for i in range(len(shape)) if i not in batch and i not in contract]
-    return lax.squeeze(
-        each.transpose(*batch, *free, *contract), range(len(batch) + len(free), each.ndim)
-    )
-
-
-def _scaled(product: Array, a_scale: Array, b_scale: Array, shift: int = 0) -> Array:
-    """The product times both scales and 2^shift, right wherever the result is a normal float32.
-
-    Powers of two multiply exactly unless they leave float32's range, which a_scale * b_scale can
-    although the result does not. With one factor below 1 and another not, their product lies
-    between them, so it is formed first. When all that is left pulls the same way, each product
-    lies between the one before and the result.
-    """
-    first, second = _opposed_first(a_scale, b_scale)
-    if not shift:
-        return product * first * second
-    first, third = _opposed_first(first, jnp.full_like(first, 2.0**shift))
-    first, second = _opposed_first(first, second)
-    return product * first * second * third
-
-
-def _opposed_first(a: Array, b: Array) -> tuple[Array, Array]:
-    opposed = (a < 1) != (b < 1)
-    return jnp.where(opposed, a * b, a), jnp.where(opposed, 1, b)
+    shifted = product * np.float32(2.0**shift) if shift else product
+    return finished(shifted, extra, epilogue, out)
 
 
 def _batch(
@@ -205,9 +165,16 @@ def _batch(
     out: DType,
     blocks: Blocks,
     shift: int,
+    epilogue: Epilogue,
 ) -> tuple[Results, Dims]:
     """One more axis in front of each batched operand: of the product's batch if both have it."""
-    (a, a_scale, b, b_scale), (a_dim, a_scale_dim, b_dim, b_scale_dim) = operands, dims
+    (a, a_scale, b, b_scale, *extra), (a_dim, a_scale_dim, b_dim, b_scale_dim, *rest) = (
+        operands,
+        dims,
+    )
+    if all(dim is None for dim in dims[:4]):  # one product for all, and what follows it differs
+        size = next(x.shape[d] for x, d in zip(extra, rest, strict=True) if d is not None)
+        a, a_dim = jnp.broadcast_to(a, (size, *a.shape)), 0
     a, a_scale, a_batched = _in_front(a, a_scale, a_dim, a_scale_dim)
     b, b_scale, b_batched = _in_front(b, b_scale, b_dim, b_scale_dim)
     (a_contract, b_contract), (a_batch, b_batch) = dimension_numbers
@@ -222,11 +189,25 @@ def _batch(
         at = len(a_batch)
     else:
         at = a.ndim - len(a_contract)
+    extra = [
+        jnp.expand_dims(x, at) if dim is None else jnp.moveaxis(x, dim, at)
+        for x, dim in zip(extra, rest, strict=True)
+    ]
+    amax: Dims = ()
+    if epilogue.kept is not None:
+        kept = tuple(sorted([at, *(axis + (axis >= at) for axis in epilogue.kept)]))
+        epilogue, amax = replace(epilogue, kept=kept), (kept.index(at),)
     operands, axes = (a, a_scale, b, b_scale), ((a_contract, b_contract), (a_batch, b_batch))
     results = scaled_dot_p.bind(
-        *operands, dimension_numbers=axes, out=out, blocks=blocks, shift=shift
+        *operands,
+        *extra,
+        dimension_numbers=axes,
+        out=out,
+        blocks=blocks,
+        shift=shift,
+        epilogue=epilogue,
     )
-    return results, (at,)
+    return results, (at, *amax)
 
 
 def _in_front(
@@ -252,12 +233,20 @@ def _shifted(axes: Axes) -> Axes:
 
 
 scaled_dot_p = kernel_primitive(
-    "precir_scaled_dot", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_scaled_dot", _reference, platforms={"cuda": on_cuda}, batch=_batch
 )
 
 
 def _prepared(
-    a: Operand, b: Operand, dimension_numbers: _Pairs, out: DTypeLike, shift: int
+    a: Operand,
+    b: Operand,
+    dimension_numbers: _Pairs,
+    out: DTypeLike,
+    shift: int,
+    bias: ArrayLike | None = None,
+    activation: str | None = None,
+    out_scale: ArrayLike | None = None,
+    amax: bool = False,
 ) -> tuple[tuple[Array, ...], dict[str, Any]]:
     """Operands and parameters of the primitive."""
     left, right = _scaled_array(a), _scaled_array(b)
@@ -268,15 +257,43 @@ def _prepared(
         )
     if shift != int(shift) or not -126 <= shift <= 126:
         raise ScaledDotError(f"shift is a whole number from -126 to 126, not {shift!r}")
+    if activation is not None and activation not in ACTIVATIONS:
+        raise ScaledDotError(f"an activation is {', '.join(ACTIVATIONS)}, not {activation!r}")
+    dtype = np.dtype(out)
+    if out_scale is not None and dtype not in (E4M3.dtype, E5M2.dtype):
+        raise ScaledDotError(
+            f"out_scale is for a result in {E4M3.name} or {E5M2.name}, not {dtype}",
+            fix="name the format: out=jnp.float8_e4m3fn",
+        )
     (a_contract, b_contract), (a_batch, b_batch) = dimension_numbers
     dims = (_ints(a_contract), _ints(b_contract)), (_ints(a_batch), _ints(b_batch))
+    rank = left.ndim + right.ndim - 2 * len(dims[0][0]) - len(dims[1][0])
+    extra = []
+    if bias is not None:
+        free = tuple(n for i, n in enumerate(right.shape) if i not in dims[0][1] + dims[1][1])
+        extra.append(_bias(bias, free).reshape((1,) * (rank - len(free)) + free))
+    if out_scale is not None:
+        extra.append(checked_scale(out_scale).reshape((1,) * rank))
     params = {
         "dimension_numbers": dims,
-        "out": np.dtype(out),
+        "out": dtype,
         "blocks": (tuple(left.block), tuple(right.block)),
         "shift": int(shift),
+        "epilogue": Epilogue(
+            bias is not None, activation, () if amax else None, out_scale is not None
+        ),
     }
-    return (left.data, left.scale, right.data, right.scale), params
+    return (left.data, left.scale, right.data, right.scale, *extra), params
+
+
+def _bias(bias: ArrayLike, shape: tuple[int, ...]) -> Array:
+    array = jnp.asarray(bias)
+    if array.shape != shape or not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ScaledDotError(
+            f"a bias has the free axes of b, here {shape}, in a floating dtype; "
+            f"not {array.dtype} of shape {array.shape}"
+        )
+    return array.astype(np.float32)
 
 
 def _ints(axes: Sequence[int]) -> Axes:

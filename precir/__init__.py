@@ -7,9 +7,11 @@ from precir.errors import PrecirError
 from precir.lower import lower
 from precir.observe import Observation, observe
 from precir.packed import Packed, StateError
+from precir.planner import fit_law, plan
 from precir.recipe import RECIPES, Recipe, recipe
 from precir.scaled import ScaledArray
 from precir.scaling import scale, unscale
+from precir.target import Memory, memory
 from precir.version import __version__
 
 __all__ = [
@@ -17,6 +19,7 @@ __all__ = [
     "Compiled",
     "Hazard",
     "Kinds",
+    "Memory",
     "Observation",
     "Packed",
     "PrecirError",
@@ -28,8 +31,11 @@ __all__ = [
     "__version__",
     "check",
     "compile",
+    "fit_law",
     "lower",
+    "memory",
     "observe",
+    "plan",
     "recipe",
     "scale",
     "unscale",

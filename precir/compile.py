@@ -131,6 +131,10 @@ class Compiled:
         """The same function, with the same options, under another recipe."""
         return Compiled(self._fn, find_recipe(recipe), self._options, self._ranges, self._stats)
 
+    def with_options(self, **options: Any) -> Compiled:
+        """The same function, with these options of `jax.jit` besides its own."""
+        return Compiled(self._fn, self.recipe, self._options | options, self._ranges, self._stats)
+
     def init(self, *args: Any, **kwargs: Any) -> Any:
         """The arguments of the first step, in the order given: what the step carries from one
         step to the next is in the form that it takes and returns.
@@ -199,6 +203,54 @@ class Compiled:
         from precir.dump import dump
 
         dump(self.program(*args, **kwargs), folder)
+
+    def memory(self, *args: Any, **kwargs: Any) -> Any:
+        """What the emitted program takes of GPUs that are not there: see `precir.memory`, whose
+        options (`target`, `devices`, `mesh`, `shardings`, `compiler_options`) come by name beside
+        the function's own arguments.
+        """
+        from precir.target import memory
+
+        return memory(self, *args, **kwargs)
+
+    def plan(
+        self,
+        *args: Any,
+        tokens: float | None = None,
+        steps: float | None = None,
+        target: Any = "h100",
+        speedups: Any = None,
+        factors: Any = None,
+        tolerance: float = 0.01,
+        **kwargs: Any,
+    ) -> Any:
+        """What the scaling laws say of training with this step: see `precir.plan`, whose options
+        come by name beside the function's own arguments.
+
+        N is read off the graph, D is `tokens`, or those of one call times `steps`, and the speed
+        of this recipe is that of its own share of products in 8 bits.
+        """
+        from precir.planner import plan_step
+
+        program = self.program(*args, **kwargs)
+        return plan_step(
+            program, tokens=tokens, steps=steps, target=target, speedups=speedups,
+            factors=factors, tolerance=tolerance,
+        )  # fmt: skip
+
+    @property
+    def in_shardings(self) -> Any:
+        """As they were given, or None."""
+        return self._options.get("in_shardings")
+
+    def moved_to(self, move: Callable[[Any], Any]) -> Any:
+        """The `jax.jit` that runs this, for arguments that lie on other devices. `move` takes a
+        tree of shardings there.
+        """
+        moved = {k: v for k, v in self._options.items() if k != "in_shardings"}
+        if "out_shardings" in moved:
+            moved["out_shardings"] = move(moved["out_shardings"])
+        return jax.jit(self._outer.__wrapped__, **moved)
 
     # ------------------------------------------------------------------------------------------
 

@@ -48,3 +48,7 @@ class DumpError(PrecirError):
 
 class DerivativeError(PrecirError, TypeError):
     """A derivative that a compiled function does not have."""
+
+
+class TargetError(PrecirError):
+    """A target is unknown, cannot be compiled for here, or is given what does not fit it."""

@@ -15,7 +15,8 @@ from jax import numpy as jnp
 from precir.formats import BF16, E4M3, E5M2, E8M0FNU, F16, F32, Format, power_of_two
 from precir.kernels import ScaledArray, quantize, scaled_dot
 from precir.kernels.quantize import QuantizeError, power_of_two_scale, quantize_reference
-from precir.kernels.scaled_dot import _on_cuda, _prepared
+from precir.kernels.scaled_dot import _prepared
+from precir.kernels.scaled_dot_cuda import by_xla as _on_cuda
 from precir.scaled import ScaleError
 
 NARROW = (E4M3, E5M2, F16, BF16)
@@ -384,7 +385,7 @@ def test_sixteen_bit_products_do_not_overflow_inside() -> None:
 
 def test_scales_and_shift_never_meet_the_limits() -> None:
     """On CUDA scales and shift come last: exact where product and result are normal."""
-    from precir.kernels.scaled_dot import _scaled
+    from precir.kernels.scaled_dot_cuda import _scaled
 
     powers = np.arange(-126, 127, 42)
     a, b = (2.0**e for e in np.meshgrid(powers, powers))

@@ -20,7 +20,9 @@ from precir.errors import DerivativeError
 from precir.formats import F16, Format, UnknownFormat
 from precir.kernels import E4M3, E5M2, ScaledArray, quantize, scaled_dot
 from precir.kernels.quantize import QuantizeError, power_of_two_scale, quantize_reference
-from precir.kernels.scaled_dot import ScaledDotError, _on_cuda, _scaled, scaled_dot_reference
+from precir.kernels.scaled_dot import ScaledDotError, scaled_dot_reference
+from precir.kernels.scaled_dot_cuda import _scaled
+from precir.kernels.scaled_dot_cuda import by_xla as _on_cuda
 
 FORMATS = pytest.mark.parametrize("format", [E4M3, E5M2], ids=str)
 MATMUL = (((1,), (0,)), ((), ()))

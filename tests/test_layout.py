@@ -33,7 +33,10 @@ LAYERS = (
     ("precir.recipe",),
     ("precir.passes.*",),
     ("precir.describe", "precir.program", "precir.state", "precir.vjp", "precir.check.*"),
-    ("precir.report.*", "precir.dump", "precir.observe", "precir.compile"),
+    (
+        *("precir.report.*", "precir.target.*", "precir.planner.*"),
+        *("precir.dump", "precir.observe", "precir.compile"),
+    ),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),
 )

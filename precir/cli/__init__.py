@@ -1,4 +1,4 @@
-"""The command line: `precir compile`, `check`, `inspect`, `diff` and `recipes`."""
+"""The command line: `precir compile`, `check`, `inspect`, `diff`, `memory`, `plan`, `recipes`."""
 
 from precir.cli.entry import main
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     target = find_target(options.target)
     folder = options.out or Path("out", target.name)
     check_folder(folder)  # before the work, not after it
-    function = _compiled(target, recipe, static)
+    function = compiled_target(target, recipe, static)
     args, kwargs = default_arguments(target) if given is None else given
     program = _program(target, function, args, {**kwargs, **static})
     dump(program, folder)
@@ -67,7 +69,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _compiled(target: Target, recipe: Any, static: dict[str, Any]) -> Compiled:
+def compiled_target(target: Target, recipe: Any, static: dict[str, Any]) -> Compiled:
+    """The function, compiled; one that already is keeps its recipe if none is given."""
     function = target.function
     if isinstance(function, Compiled):
         return function if recipe is None else function.with_recipe(recipe)
@@ -78,8 +81,15 @@ def _compiled(target: Target, recipe: Any, static: dict[str, Any]) -> Compiled:
 
 
 def _program(target: Target, function: Compiled, args: Any, kwargs: Any) -> Program:
-    try:
+    with guarded(target, function):
         return function.program(*args, **kwargs)
+
+
+@contextmanager
+def guarded(target: Target, function: Compiled) -> Iterator[None]:
+    """What goes wrong inside while a function is traced is said in the user's terms."""
+    try:
+        yield
     except PrecirError:
         raise
     except Exception as error:
