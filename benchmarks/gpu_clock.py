@@ -1,0 +1,122 @@
+"""How benchmarks/gpu.py tells the time of a GPU, and what a compiled program is made of.
+
+A launch costs the host some microseconds, and a call of a JAX program a hundred, so neither a
+kernel nor a call is timed alone. `chain` makes one program that runs a function on several sets of
+arguments, one after the other (`lax.optimization_barrier` ties each to the result before it), all
+results returned: nothing can be left out, merged or overlapped, and no set is still in the cache
+from the run before if the sets are more than the cache holds. `together` then starts such a program
+several times without waiting, waits for the last, and takes off what a single one takes: what is
+left is the device's time of those in between. Contenders take turns; the median counts.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from statistics import median
+from typing import Any
+
+import jax
+from jax import lax
+
+from precir.kernels.choice import prefer
+from precir.kernels.launch import target
+
+LEAST, MOST = 3, 20  # calls that are started before the clock is read
+ROUNDS = 25  # at most
+AT_ONCE = 0.02  # seconds that the calls of a reading take, or so
+
+
+def on_gpu() -> bool:
+    """Whether JAX's first device is a GPU."""
+    return bool(jax.devices()[0].platform in ("gpu", "cuda"))
+
+
+@contextmanager
+def taking(way: str | None) -> Iterator[None]:
+    """Inside, programs are compiled for one way of `precir.kernels.choice`; "reference" is none of
+    our kernels, and None the usual.
+    """
+    if way == "reference":
+        # No GPU that kernels are for: each takes its plain JAX reference.
+        with target(0) if on_gpu() else nullcontext():
+            yield
+    else:
+        with prefer(way):  # type: ignore[arg-type]
+            yield
+
+
+def chain(function: Callable[..., Any], sets: Sequence[tuple[Any, ...]]) -> Callable[[], Any]:
+    """A compiled call of ``function`` on each of the sets, in their order; see the module.
+
+    It has the attribute ``compiled``, JAX's compiled program.
+    """
+
+    def run(sets: Sequence[tuple[Any, ...]]) -> list[Any]:
+        results: list[Any] = []
+        for each in sets:
+            args = each
+            if results:
+                args, results[-1] = lax.optimization_barrier((args, results[-1]))
+            results.append(function(*args))
+        return results
+
+    return bound(jax.jit(run).lower(sets).compile(), sets)
+
+
+def bound(compiled: Any, *args: Any) -> Callable[[], Any]:
+    """A compiled program with its arguments, to be called without any."""
+
+    def call() -> Any:
+        return compiled(*args)
+
+    call.compiled = compiled  # type: ignore[attr-defined]
+    return call
+
+
+def together(
+    calls: Mapping[str, Callable[[], Any]], seconds: float = 0.5, at: Callable[[str], None] = str
+) -> dict[str, float]:
+    """Seconds of one call of each, of which about ``seconds`` are spent on every one.
+
+    ``at`` is told the name of the one that is about to run.
+    """
+    counts, spans = {}, {}
+    for name, call in calls.items():
+        at(name)
+        _elapsed(call, 2)
+        once = _elapsed(call, 1)
+        counts[name] = min(max(LEAST, int(AT_ONCE / max(once, 1e-6))), MOST)
+        spans[name] = _elapsed(call, counts[name]) + once
+    longest = max(spans.values(), default=0.0)
+    rounds = min(max(5, int(seconds / max(longest, 1e-6))), ROUNDS)
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            at(name)
+            one, many = _elapsed(call, 1), _elapsed(call, counts[name])
+            found[name].append((many - one) / (counts[name] - 1))
+    return {name: median(times) for name, times in found.items()}
+
+
+def _elapsed(call: Callable[[], Any], count: int) -> float:
+    start = time.perf_counter()
+    for _ in range(count):
+        result = call()
+    jax.block_until_ready(result)
+    return time.perf_counter() - start
+
+
+MADE_OF = {
+    "Triton": ("triton_kernel_call",),
+    "cuBLASLt FP8": ("__cublas$lt$matmul$f8",),
+    "cuBLAS": ('"__cublas$gemm"', '"__cublas$lt$matmul"'),
+    "XLA's Triton": ("__triton_gemm", "__triton_nested_gemm_fusion"),
+}
+
+
+def made_of(call: Any, times: int = 1) -> str:
+    """Which kernels a compiled program calls, and how often in a ``times``-th of it."""
+    text = call.compiled.as_text()
+    found = {name: sum(text.count(w) for w in words) for name, words in MADE_OF.items()}
+    each = [f"{name} {-(-n // times)}" for name, n in found.items() if n]
+    return ", ".join(each) or "XLA"

@@ -1,0 +1,346 @@
+"""The kernels that benchmarks/gpu.py checks and times: one short entry each.
+
+An entry is a function and its arguments. What a kernel must return is what the same function
+returns where there is no kernel: on a CPU, bit for bit, and at the sizes that are timed also on the
+GPU, by XLA. Products are judged against the exact product of their operands instead.
+
+The floor of a kernel is the longer of its bytes over the measured bandwidth of a copy and its
+multiplications over the peak. Its bytes are those of its arguments, as often as its kind of scale
+makes it read them, and those of its results.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax import lax
+from jax import numpy as jnp
+
+from precir.kernels import E4M3, E5M2, E8M0FNU, dequantize, observe, quantize, quantize_and_amax
+from precir.kernels import quantize_both, quantize_both_and_amax, quantize_stochastic, scaled_dot
+from precir.scaled import ScaledArray
+
+Sizes = tuple[int, ...]
+NT = (((1,), (1,)), ((), ()))  # both operands contiguous along what is summed over
+SCALE = 2.0**-5  # a given one
+
+
+@dataclass(frozen=True)
+class Judge:
+    """How far a result may be from what it must be: ``differ`` of both, at most ``limit``."""
+
+    differ: Callable[[Any, Any], Any]
+    limit: float
+    text: str
+
+    def verdict(self, found: float) -> str:
+        """In words."""
+        return self.text.format(found) if found <= self.limit else f"WRONG: {found:.3g}"
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A function with what it takes and what it may cost.
+
+    ``arguments`` makes them from a key, sizes, and whether to mix in special values. ``work`` are
+    its multiplications and additions in the format ``rate``. ``way`` is as `gpu_clock.taking`
+    has it. ``aim`` is what to reach: a share of the floor ("share"), operations in a second
+    ("rate"), or so many times as fast as the group's base ("over").
+    """
+
+    name: str
+    function: Callable[..., Any]
+    arguments: Callable[[jax.Array, Sizes, bool], tuple[Any, ...]]
+    judge: Judge
+    checked: tuple[Sizes, ...]
+    tiny: Sizes
+    reads: int = 1
+    work: Callable[[Sizes], float] | None = None
+    rate: Literal["fp8", "bf16"] = "fp8"
+    expected: Callable[..., Any] | None = None
+    way: str | None = None
+    aim: tuple[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Kernels that are timed in turns at one size; ``base`` is what the others are compared to.
+    The lower the ``rank``, the earlier.
+    """
+
+    name: str
+    sizes: Sizes
+    kernels: tuple[Kernel, ...]
+    base: str
+    rank: int
+
+
+# --- how results are judged -----------------------------------------------------------------------
+
+
+def count_different(actual: Any, expected: Any) -> Any:
+    """How many elements have other bits; NaNs are alike."""
+    total = jnp.zeros((), np.int32)
+    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (e.dtype, e.shape), (a.dtype, a.shape, e.dtype, e.shape)
+        kind = f"u{a.dtype.itemsize}"
+        different = lax.bitcast_convert_type(a, kind) != lax.bitcast_convert_type(e, kind)
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            different &= ~(jnp.isnan(a) & jnp.isnan(e))
+        total += jnp.sum(different, dtype=np.int32)
+    return total
+
+
+UNITS = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "float8_e4m3fn": 2**-4}
+
+
+def share_of_bound(actual: Any, expected: Any) -> Any:
+    """The largest error over what is allowed: 1e-5 of the product of magnitudes, and where it is
+    rounded a unit in the last place.
+    """
+    value, magnitude, *largest = expected
+    result, *amax = actual if isinstance(actual, tuple) else (actual,)
+    unit, least = UNITS[result.dtype.name], 0.0
+    if isinstance(result, ScaledArray):
+        least = E4M3.smallest_subnormal * result.scale
+        result = result.unscale()
+    error = jnp.abs(result.astype(value.dtype) - value)
+    share = jnp.max(error / (1e-5 * magnitude + unit * jnp.abs(value) + least))
+    for a, e in zip(amax, largest, strict=True):
+        share = jnp.maximum(share, jnp.abs(a - e) / (1e-5 * e))
+    return share
+
+
+SAME = Judge(count_different, 0, "equal")
+WITHIN = Judge(share_of_bound, 1, "{:.2f} of 1e-5 and a last place")
+
+
+# --- numbers --------------------------------------------------------------------------------------
+
+SPECIAL = (
+    *(0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-126, 1e-40, 448, 449, 464, 480, -57344, 61440),
+    *(65504, 2.0**-9, 1.5 * 2.0**-10, 2.0**-10, 2.0**-16),
+)
+
+
+def numbers(key: jax.Array, shape: Sizes, dtype: Any = jnp.bfloat16, special: bool = False) -> Any:
+    """Gaussian ones; or of many magnitudes, every tenth special, some rows of zeros and of NaN."""
+    x = jax.random.normal(key, shape, np.float32)
+    if special:
+        one, other, third = jax.random.split(jax.random.fold_in(key, 1), 3)
+        x = x * 2.0 ** jax.random.randint(one, shape, -20, 12)
+        odd = jax.random.choice(other, np.array(SPECIAL, np.float32), shape)
+        x = jnp.where(jax.random.uniform(third, shape) < 0.1, odd, x)
+        row = lax.broadcasted_iota(np.int32, shape, 0)
+        x = jnp.where(row == 1, 0, jnp.where(row == 2, np.nan, x))
+    return x.astype(dtype)
+
+
+def one(dtype: Any = jnp.bfloat16) -> Callable[..., tuple[Any, ...]]:
+    """A matrix."""
+    return lambda key, sizes, special: (numbers(key, sizes, dtype, special),)
+
+
+# --- what moves bytes -----------------------------------------------------------------------------
+
+MATRICES = ((1, 1), (3, 17), (256, 384), (515, 1001), (1024, 4096))
+LARGE, SMALL_MATRIX = (8192, 8192), (64, 256)
+_moving = partial(
+    Kernel, judge=SAME, checked=MATRICES, tiny=SMALL_MATRIX, way="triton", aim=("share", 0.85)
+)  # fmt: skip
+
+
+def _quantized(name: str, block: Sizes | str = (), reads: int = 1, **options: Any) -> Kernel:
+    def function(x: jax.Array) -> Any:
+        own = (1, x.shape[-1]) if block == "row" else block
+        return quantize(x, options.get("format", E4M3), block=own, **others)
+
+    others = {k: v for k, v in options.items() if k not in ("format", "dtype")}
+    return _moving(name, function, one(options.get("dtype", jnp.bfloat16)), reads=reads)
+
+
+def _both(name: str, block: Sizes = (), reads: int = 1, **options: Any) -> Kernel:
+    return _moving(
+        name, lambda x: quantize_both(x, E4M3, block=block, **options), one(), reads=reads
+    )  # fmt: skip
+
+
+def _scaled(block: Sizes) -> Callable[..., tuple[Any, ...]]:
+    return lambda key, sizes, special: (
+        quantize(numbers(key, sizes, jnp.bfloat16, special), E4M3, block=block),
+    )
+
+
+def _stochastic(x: jax.Array, seed: jax.Array) -> Any:
+    return quantize_stochastic(x, E4M3, jax.random.wrap_key_data(seed), scale=SCALE)
+
+
+def _with_seed(key: jax.Array, sizes: Sizes, special: bool) -> tuple[Any, ...]:
+    return numbers(key, sizes, jnp.bfloat16, special), jax.random.key_data(key)
+
+
+QUANTIZE = (
+    _quantized("quantize, tensor", reads=2),
+    _quantized("quantize, given scale", scale=SCALE),
+    _quantized("quantize, row", "row"),
+    _quantized("quantize, 1x128", (1, 128)),
+    _quantized("quantize, 128x128", (128, 128)),
+    _quantized("quantize, mx", (1, 32), scale_format=E8M0FNU),
+    _both("quantize_both, tensor", reads=2),
+    _both("quantize_both, given scale", scale=SCALE),
+    _both("quantize_both, 1x128", (1, 128)),
+    _both("quantize_both, 128x128", (128, 128)),
+)
+OTHERS = (
+    _quantized("quantize float32, 128x128", (128, 128), dtype=jnp.float32),
+    _quantized("quantize to E5M2, 1x128", (1, 128), format=E5M2),
+    _moving("quantize_and_amax", lambda x: quantize_and_amax(x, E4M3, scale=SCALE), one()),
+    _moving("quantize_both_and_amax", lambda x: quantize_both_and_amax(x, E4M3, scale=SCALE), one()),
+    _moving("dequantize, tensor", lambda q: dequantize(q, jnp.bfloat16), _scaled(())),
+    _moving("dequantize, 1x128", lambda q: dequantize(q, jnp.bfloat16), _scaled((1, 128))),
+    # Sums of floats depend on their order, and stand in a place of their own.
+    _moving("observe", lambda x: jnp.delete(observe(x), np.array([2, 3])), one()),
+    _moving("quantize_stochastic", _stochastic, _with_seed, aim=None),  # random bits are most of it
+)  # fmt: skip
+
+
+# --- products -------------------------------------------------------------------------------------
+
+PRODUCTS = ((64, 64, 64), (300, 520, 1000), (129, 33, 257), (512, 1024, 2048))
+TINY_PRODUCT = (64, 32, 256)
+GRAINS: dict[str, tuple[Any, Any]] = {
+    "tensor": ((), ()),
+    "row": ("row", "row"),
+    "1x128, 128x128": ((1, 128), (128, 128)),
+    "1x128, 1x128": ((1, 128), (1, 128)),
+    "mx": ((1, 32), (1, 32)),
+}
+
+
+def operands(
+    key: jax.Array, sizes: Sizes, special: bool, *, grains: str, formats: Any = (E4M3, E4M3)
+) -> tuple[Any, ...]:
+    """a[m, k] and b[n, k], quantised; Gaussian, with one column larger than the others."""
+    m, n, k = sizes
+    made = []
+    for i, (rows, block, format) in enumerate(zip((m, n), GRAINS[grains], formats, strict=True)):
+        x = numbers(jax.random.fold_in(key, i), (rows, k)).at[:, k // 2].multiply(10)
+        own = (1, k) if block == "row" else block
+        scales = E8M0FNU if grains == "mx" else np.float32
+        made.append(quantize(x, format, block=own, scale_format=scales))
+    return tuple(made)
+
+
+def exact(a: Any, b: Any) -> tuple[Any, Any]:
+    """The product, and that of the magnitudes, in float64 where JAX has it."""
+    wide = jnp.result_type(float)
+    x, y = (v.unscale(wide) if isinstance(v, ScaledArray) else v.astype(wide) for v in (a, b))
+    dot = partial(lax.dot_general, dimension_numbers=NT, precision=lax.Precision.HIGHEST)
+    return dot(x, y), dot(jnp.abs(x), jnp.abs(y))
+
+
+def _operations(sizes: Sizes) -> float:
+    return 2.0 * sizes[0] * sizes[1] * sizes[2]
+
+
+_product = partial(
+    Kernel, judge=WITHIN, checked=PRODUCTS, tiny=TINY_PRODUCT, work=_operations, expected=exact
+)  # fmt: skip
+
+
+def scaled_product(grains: str, way: str | None, **options: Any) -> Kernel:
+    """scaled_dot under these scales, by this way."""
+    make = partial(operands, grains=grains, **options)
+    how = {"triton": "", None: ", as chosen"}.get(way, f", by {way}")
+    formats = ", E4M3 x E5M2" if options else ""
+    function = partial(scaled_dot, dimension_numbers=NT, out=jnp.bfloat16)
+    return _product(f"scaled_dot, {grains}{formats}{how}", function, make, way=way)
+
+
+def _raw(a: Any, b: Any) -> Any:
+    """What XLA's rewriter to cuBLASLt looks for: FP8 operands, scales on the result."""
+    product = lax.dot_general(a.data, b.data, NT, preferred_element_type=np.float32)
+    return (product * (a.scale * b.scale)).astype(jnp.bfloat16)
+
+
+def _wide(key: jax.Array, sizes: Sizes, special: bool) -> tuple[Any, ...]:
+    m, n, k = sizes
+    other = jax.random.fold_in(key, 1)
+    return numbers(key, (m, k)), numbers(other, (n, k))
+
+
+def _layer(a: Any, b: Any, bias: jax.Array) -> Any:
+    return scaled_dot(
+        a, b, NT, out=E4M3.dtype, out_scale=SCALE, bias=bias, activation="gelu_tanh", amax=True
+    )
+
+
+def _layer_operands(key: jax.Array, sizes: Sizes, special: bool) -> tuple[Any, ...]:
+    m, n, k = sizes
+    bias = numbers(jax.random.fold_in(key, 3), (n,))
+    a, b = operands(key, sizes, special, grains="tensor")
+    small = ScaledArray(b.data, b.scale * 2.0**-6)
+    return a, small, bias
+
+
+def _layer_exact(a: Any, b: Any, bias: jax.Array) -> tuple[Any, ...]:
+    value, magnitude = exact(a, b)
+    result = jax.nn.gelu(value + bias.astype(value.dtype))
+    return result, magnitude + 1, jnp.max(jnp.abs(result))
+
+
+BF16 = _product(
+    "bf16", partial(lax.dot_general, dimension_numbers=NT), _wide, rate="bf16"
+)  # fmt: skip
+XLA_FP8 = _product("XLA FP8, tensor", _raw, partial(operands, grains="tensor"))
+DOTS = tuple(scaled_product(grains, "triton") for grains in GRAINS)
+LAYER = _product(
+    "scaled_dot, bias, gelu, E4M3 out, amax", _layer, _layer_operands, expected=_layer_exact,
+    way="triton",
+)  # fmt: skip
+BY_OTHERS = (
+    scaled_product("tensor", "xla"), scaled_product("row", "xla"),
+    scaled_product("tensor", "bf16"),
+    scaled_product("row", "triton", formats=(E4M3, E5M2)),
+)  # fmt: skip
+
+KERNELS = (*QUANTIZE, *DOTS, LAYER, XLA_FP8, *BY_OTHERS, *OTHERS)
+
+# Tokens times features in and out of the layers of a 7B model and of one of 125M, forward and for
+# a gradient, and what is small.
+SQUARES = ((8192, 8192, 8192), (4096, 4096, 4096))
+LAYERS = (
+    (8192, 12288, 4096), (8192, 16384, 4096), (8192, 4096, 16384), (4096, 16384, 8192),
+    (8192, 4096, 4096), (8192, 3072, 768), (8192, 768, 3072), (2048, 2048, 2048),
+    (1024, 1024, 1024), (512, 512, 512),
+)  # fmt: skip
+AIMS = {"tensor": 1200e12, "1x128, 128x128": 1000e12}  # at 8192
+
+
+def groups() -> tuple[Group, ...]:
+    """What is timed, the most important first."""
+    found = [Group(k.name, LARGE, _beside_xla(k), "XLA", 0) for k in QUANTIZE]
+    timed = (BF16, XLA_FP8, *DOTS[:4])
+    for sizes in (*SQUARES, *LAYERS):
+        # The last is what the choice says of one scale for each tensor: the one that users get.
+        chosen = replace(scaled_product("tensor", None), aim=("over", 1.0))
+        each = (*(_aimed(k, sizes) for k in timed), chosen)
+        found.append(Group("product", sizes, each, "bf16", 1 if sizes in SQUARES else 3))
+    found.append(Group(LAYER.name, SQUARES[1], (LAYER,), "", 4))
+    found += [Group(k.name, LARGE, _beside_xla(k), "XLA", 4) for k in OTHERS]
+    found += [Group(k.name, (2048, 4096), _beside_xla(k), "XLA", 5) for k in QUANTIZE[:6]]
+    return tuple(sorted(found, key=lambda g: g.rank))
+
+
+def _beside_xla(kernel: Kernel) -> tuple[Kernel, ...]:
+    return kernel, replace(kernel, name="XLA", way="reference", aim=None)
+
+
+def _aimed(kernel: Kernel, sizes: Sizes) -> Kernel:
+    for grains, rate in AIMS.items():
+        if sizes == SQUARES[0] and kernel.name == f"scaled_dot, {grains}":
+            return replace(kernel, aim=("rate", rate))
+    return kernel
