@@ -203,7 +203,12 @@ def write(path: Path, table: list[tuple[str, ...]], lists: dict[str, list[str]])
         "",
     ]
     if lists:
-        lines += ["The largest arrays made outside of the loops, on one H100:", ""]
+        lines += [
+            "The largest arrays made outside of the loops, on one H100. A `broadcast` is where",
+            "gradients of all layers are gathered, a `transpose` a copy of all layers' weights in",
+            "the layout that cuBLASLt wants of an FP8 operand.",
+            "",
+        ]
         for name, found in lists.items():
             lines += [f"- {name}: {'; '.join(found)}."]
         lines.append("")

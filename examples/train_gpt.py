@@ -241,7 +241,7 @@ class Run:
 
 def train(
     name: str,
-    step: Callable[..., Any],
+    step: precir.Compiled,
     config: Config,
     batches: tuple[np.ndarray, np.ndarray],
     progress: Progress,
@@ -253,7 +253,8 @@ def train(
     plain_loss = jax.jit(loss_fn, static_argnums=2)
     train_batches, test_batches = batches
     every = max(1, len(train_batches) // 8)
-    state, run = init_state(config), Run(name)
+    state, _ = step.init(init_state(config), train_batches[0])  # as the recipe stores it
+    run = Run(name)
     task = progress.add_task(name, total=len(train_batches), loss="compiling", rate=0.0)
     for tokens in train_batches:
         start = time.perf_counter()
@@ -262,7 +263,8 @@ def train(
         run.seconds.append(time.perf_counter() - start)
         done = len(run.losses)
         if done % every == 0 or done == len(train_batches):
-            tests = [plain_loss(state.params, batch, config) for batch in test_batches]
+            params = step.unpack(state).params
+            tests = [plain_loss(params, batch, config) for batch in test_batches]
             run.held_out[done] = float(np.mean(tests))
         rate = 1 / np.mean(run.seconds[-20:])
         progress.update(task, advance=1, loss=f"loss {run.losses[-1]:.3f}", rate=rate)

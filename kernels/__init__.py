@@ -21,6 +21,7 @@ from precir.kernels.quantize_both import (
     quantize_both,
     quantize_both_and_amax,
 )
+from precir.kernels.rows import put_row, row
 from precir.kernels.scaled_dot import scaled_dot
 from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
 from precir.kernels.stochastic import quantize_stochastic
@@ -41,6 +42,7 @@ __all__ = [
     "merge_stats",
     "next_loss_scale",
     "observe",
+    "put_row",
     "quantize",
     "quantize_and_amax",
     "quantize_both",
@@ -50,6 +52,7 @@ __all__ = [
     "record_amax",
     "rescale",
     "rms_scale",
+    "row",
     "scale_root",
     "scaled_dot",
 ]

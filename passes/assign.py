@@ -96,6 +96,7 @@ class _Walk:
         self.soft: set[Value] = set()  # float32 only because it was given so
         self.gradients: set[Value] = set()
         self.weights: set[Value] = set()  # given to the program, and at most moved or cast
+        self.in_scan = False
         self.knows_weights = True  # from the update; else data counts as one till a product tells
 
     def inputs(
@@ -336,6 +337,8 @@ class _Walk:
         while waiting:
             value = waiting.pop()
             if value in outputs:
+                if self.in_scan:  # stacked, for each layer: that is what memory goes to
+                    return False
                 seen = True
             for reader in users.get(value, ()):
                 seen = True
@@ -394,7 +397,9 @@ class _Walk:
                 o in self.weights and not keep for o, keep in zip(operands, held, strict=True)
             ]
             self.inputs(region, dtypes, soft, gradients, weights)
+            around, self.in_scan = self.in_scan, self.in_scan or node.op == "scan"
             self.graph(region)
+            self.in_scan = around
         self.outputs(node)
 
     def outputs(self, node: Node) -> None:

@@ -26,6 +26,7 @@ from precir.passes.scales import BAND, WIDE_BAND, Options, propagate_scales
 from precir.passes.simplify import drop_dead, simplify
 from precir.passes.static import add_static_scales
 from precir.passes.storage import Stored, insert_storage
+from precir.passes.update import Update, fuse_updates
 from precir.recipe import KEEP, Recipe
 from precir.verify import verify
 
@@ -50,7 +51,7 @@ class State:
     `facts` and `seen` are what follows for the graph as it stands until a pass changes formats,
     None where the recipe changes nothing. `stored` says which inputs and results are
     `ScaledArray`s, `carried` which result replaces which input in the next step, `extras` what
-    passes carry from step to step.
+    passes carry from step to step, `updates` which parameter updates moved into loops.
     """
 
     graph: Graph
@@ -63,6 +64,7 @@ class State:
     stored: Stored = field(default_factory=Stored)
     carried: tuple[tuple[int, int], ...] = ()
     extras: tuple[Extra, ...] = ()
+    updates: tuple[Update, ...] = ()
 
     def carrying(self, graph: Graph, *extras: Extra) -> State:
         """With a graph that takes `extras` as its last inputs and returns them as its last
@@ -163,6 +165,14 @@ def _delayed(state: State) -> State:
     return state.carrying(graph, Extra(HISTORY, empty, about))
 
 
+def _update(state: State) -> State:
+    """Last: what a gradient is in is decided, and the loops are as they will be emitted."""
+    if state.recipe.update == "plain":
+        return state
+    graph, updates = fuse_updates(state.graph, state.carried)
+    return replace(state, graph=graph, updates=updates)
+
+
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("simplify", _simplify),
     ("storage", _storage),
@@ -172,6 +182,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("casts", _casts),
     ("residuals", _residuals),
     ("delayed", _delayed),
+    ("update", _update),
 )
 
 

@@ -25,6 +25,8 @@ def module_doc(program: Program) -> str:
         lines += ["", *textwrap.wrap(about, 98)]
     for line in state_lines(program):
         lines += ["", *textwrap.wrap(line, 98)]
+    for line in update_lines(program):
+        lines += ["", *textwrap.wrap(line, 98)]
     return "\n".join(lines) + ("\n" if len(lines) > 1 else "")
 
 
@@ -43,6 +45,18 @@ def state_lines(program: Program) -> list[str]:
         kinds = Counter(t.dtype for t in state.stored.inputs.values())
         shown = ", ".join(f"{n} in {k}" for k, n in kinds.items())
         lines.append(f"Stored as ScaledArrays, data times one scale: {shown}.")
+    return lines
+
+
+def update_lines(program: Program) -> list[str]:
+    """What is updated where its gradient is made."""
+    lines = []
+    for u in program.updates:
+        if u.passes and u.stacks:
+            passes = "one backward pass" if u.passes == 1 else f"{u.passes} backward passes"
+            held = f"the gradients of {len(u.gradients)} stacks never exist as such"
+            stacks = ", ".join(u.stacks)
+            lines.append(f"Updated in the backward loop, in {passes}: {stacks}; {held}.")
     return lines
 
 

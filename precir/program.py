@@ -22,6 +22,7 @@ from precir.packed import PLAIN, Layout
 from precir.passes.assign import Assignment
 from precir.passes.facts import Facts, infer_facts
 from precir.passes.pipeline import Stage, run_passes
+from precir.passes.update import Update
 from precir.recipe import Recipe
 from precir.state import ProgramState, StateFinder
 
@@ -41,6 +42,7 @@ class Program:
       effects: its side effects, as JAX describes them.
       given: what the user said of each input's numbers, None where nothing.
       state: what is carried from step to step.
+      updates: which parameter updates moved into loops, and which could not.
     """
 
     signature: Signature
@@ -53,6 +55,7 @@ class Program:
     effects: Any = frozenset()
     given: tuple[Fact | None, ...] = ()
     state: ProgramState = field(default_factory=ProgramState)
+    updates: tuple[Update, ...] = ()
 
     @cached_property
     def facts(self) -> Facts:
@@ -115,11 +118,12 @@ def make_program(
     graph, captured = lower_jaxpr(closed, name=name, labels=signature.labels())
     found = StateFinder(graph, signature, recipe, layout)
     stored = found.stored()
-    carried = found.pairs() if recipe.loss_scaling else ()
+    asked = recipe.loss_scaling or recipe.update == "fused"
+    carried = found.pairs() if asked else ()
     state, stages = run_passes(graph, recipe, given, observed, stored, carried)
     return Program(
         signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit,
-        closed.effects, tuple(given), found.state(stored, state.extras),
+        closed.effects, tuple(given), found.state(stored, state.extras), state.updates,
     )  # fmt: skip
 
 

@@ -71,6 +71,9 @@ class Recipe:
         update; None leaves them as they are.
       loss_scaling: whether gradients are computed of the loss times a scale that grows until they
         overflow (Micikevicius et al., arXiv 1710.03740).
+      update: where parameters are updated: "plain" (where the program says), or "fused" (in the
+        loop that makes their gradients, where one layer's gradients exist at a time: LOMO,
+        arXiv 2306.09782).
       overrides: exceptions by scope; the last that matches wins.
     """
 
@@ -92,6 +95,7 @@ class Recipe:
     second_moment: Store | None = None
     weight_gradient: str | None = None
     loss_scaling: bool = False
+    update: str = "plain"
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
@@ -99,6 +103,7 @@ class Recipe:
         _among("compute", self.compute, _FLOATS)
         _among("wide", self.wide, _FLOATS)
         _among("scaling", self.scaling, _SCALINGS)
+        _among("update", self.update, ("plain", "fused"))
         for field in ("activation_scales", "weight_scales", "gradient_scales"):
             _among(field, getattr(self, field), _REACHES)
         reaches = {self.activation_scales, self.weight_scales, self.gradient_scales}
@@ -207,6 +212,7 @@ RECIPES: dict[str, Recipe] = {
     r.name: r
     for r in (
         Recipe("float32"),
+        Recipe("lomo", update="fused"),
         Recipe("bf16-mixed", MIXED, "bfloat16"),
         Recipe("bf16-true", TRUE, "bfloat16", "bfloat16"),
         Recipe("16-true", TRUE, "float16", "float16"),
@@ -250,15 +256,18 @@ _NOT_YET = {
 }
 
 
-def recipe(name: str | Recipe) -> Recipe:
-    """The recipe of that name. Raises `RecipeError` that lists the known ones."""
+def recipe(name: str | Recipe, **changes: Any) -> Recipe:
+    """The recipe of that name, some of its fields changed: `recipe("bf16-mixed", update="fused")`.
+
+    Raises `RecipeError` that lists the known ones.
+    """
     if isinstance(name, Recipe):
-        return name
+        return name.replace(**changes)
     if not isinstance(name, str):
         raise RecipeError(f"a recipe is a name or a precir.Recipe, not {type(name).__name__}")
     found = RECIPES.get(_ALIASES.get(name, name))
     if found is not None:
-        return found
+        return found.replace(**changes)
     known = ", ".join(sorted({*RECIPES, *_ALIASES}))
     if name in _NOT_YET:
         raise RecipeError(

@@ -2,11 +2,13 @@
 
 import importlib.util
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -111,3 +113,35 @@ def test_what_is_found_in_optax_is_confirmed_and_nothing_missed(name: str) -> No
     assert report.missed == []
     assert all(row.place.startswith("optax/") for row in report.rows)
     assert bool(report.rows) == (name == "cosine_similarity")
+
+
+def test_the_planner_is_set_beside_the_papers(tmp_path: Path) -> None:
+    planner = benchmark("planner")
+    rows = list(planner.figures())
+    assert len(rows) > 12
+    assert all(len(row) == len(planner.HEADINGS) for row in rows)
+    planner.draw(tmp_path / "planner.png")
+    assert (tmp_path / "planner.png").stat().st_size > 10_000
+
+
+def test_a_model_of_seven_billion_weights_is_only_shapes() -> None:
+    shapes = benchmark("shapes")
+    assert shapes.SEVEN_B.parameters == 6_582_177_792
+    for scanned in (True, False):
+        shape = replace(shapes.TINY, scanned=scanned)
+        out = jax.eval_shape(shapes.make_train_step(shape), *shapes.abstract_args(shape))
+        assert jax.tree.map(lambda x: x.shape, out[:2]) == jax.tree.map(
+            lambda x: x.shape, shapes.abstract_args(shape)[:2]
+        )
+
+
+@pytest.mark.slow
+def test_memory_is_measured_for_every_layout() -> None:
+    memory = benchmark("memory")
+    model = memory.of_shape(memory.shapes.TINY)
+    made = [memory.measure(model, "bf16-mixed", layout) for layout in memory.LAYOUTS]
+    assert [m.devices for m in made] == [1, 8, 8]
+    assert made[0].argument == made[1].argument > 7 * made[2].argument
+    row = memory.cells(("tiny", "1", "bf16-mixed", made[0], 1.0), made[0])
+    assert len(row) == len(memory.HEADINGS)
+    assert list(memory.largest(made[0], 2))

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +23,7 @@ WHOLE, ROW, LINE, SQUARE, MX = Grain(), Grain(1), Grain(1, 128), Grain(128, 128)
 FP8 = ("float8_e4m3fn", "float8_e4m3fn")
 MATMUL = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux alone")
 LARGE = (1, 4096, 4096, 4096)
 
 
@@ -122,6 +124,7 @@ def lowered(m: int, n: int, k: int, block: Any = ()) -> str:
     return jax.jit(f).trace(*types).lower(lowering_platforms=("cuda",)).as_text()
 
 
+@LINUX
 def test_the_rule_on_cuda_asks() -> None:
     ways = {"triton": "triton_kernel_call", "xla": "f8E4M3FN>, tensor<512x512xf8E4M3FN>) -> "}
     ways["bf16"] = "stablehlo.optimization_barrier"
@@ -137,6 +140,7 @@ def test_the_rule_on_cuda_asks() -> None:
     assert ways["triton"] not in lowered(512, 512, 512, (1, 128))  # with no GPU to ask
 
 
+@LINUX
 def test_xla_partitions_no_kernel() -> None:
     """Where XLA divides the program among devices it would give each all of a kernel's work."""
     mesh = jax.make_mesh((4,), ("d",), axis_types=(AxisType.Auto,))

@@ -23,6 +23,7 @@ from precir.planner import (
     efficiencies,
     fit_bits,
     fit_law,
+    measure,
     plan,
     read,
 )
@@ -574,6 +575,64 @@ def test_a_step_without_weights_is_refused() -> None:
     step = precir.compile(lambda x: x * 2)
     with pytest.raises(PlanError, match="no product of the function"):
         step.plan(jax.ShapeDtypeStruct((8,), jnp.float32), tokens=1e6)
+
+
+def small_step(w: jax.Array, batch: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def loss(w: jax.Array) -> jax.Array:
+        return 0.1 + jnp.mean((jnp.tanh(batch @ w) @ w.T - batch) ** 2)
+
+    value, gradient = jax.value_and_grad(loss)(w)
+    return w - 0.05 * gradient, value
+
+
+def batches(count: int) -> list[jax.Array]:
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.normal(size=(8, 16)), jnp.float32) for _ in range(count)]
+
+
+def test_a_factor_is_measured_by_short_runs() -> None:
+    start = (jnp.asarray(np.random.default_rng(1).normal(size=(16, 16)) / 4, jnp.float32),)
+    fp8 = precir.recipe("fp8").replace(last_product=None)
+    found = measure(small_step, start, batches(32), fp8)
+    assert found.params == 2 * 16 * 16  # read twice in a step
+    assert found.factor == (
+        pytest.approx(KUMAR.measured_factor(found.gap, 512, 0.0)) if found.gap > 0 else 1.0
+    )
+    assert 0.5 < found.factor <= 1
+    assert "N_eff/N" in str(found)
+    same = measure(small_step, start, batches(16), "float32")
+    assert (same.gap, same.factor, same.seen) == (0.0, 1.0, False)
+    assert "within the noise" in str(same)
+
+
+def test_runs_that_measure_nothing_are_refused() -> None:
+    start = (jnp.eye(16),)
+    with pytest.raises(PlanError, match="3 batches are too few"):
+        measure(small_step, start, batches(3))
+    with pytest.raises(PlanError, match="does not return its state and a loss"):
+        measure(lambda w, x: (w, w @ x.T), start, batches(16))
+    with pytest.raises(PlanError, match="loss under float32 is not finite"):
+        measure(lambda w, x: (w, jnp.sum(x @ w) / 0), start, batches(16))
+
+
+def test_the_command_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "measured.py"
+    file.write_text(
+        "import jax, jax.numpy as jnp\n"
+        "def step(w, x):\n"
+        "    f = lambda w: jnp.mean((jnp.tanh(x @ w) @ w.T - x) ** 2)\n"
+        "    loss, g = jax.value_and_grad(f)(w)\n"
+        "    return w - 0.05 * g, loss\n"
+        "def step_batches():\n"
+        "    return list(jax.random.normal(jax.random.key(0), (16, 8, 16)))\n"
+        "def step_args():\n"
+        "    return 0.3 * jnp.eye(16), step_batches()[0]\n"
+        "other, other_args = step, step_args\n"
+    )
+    assert main(["plan", f"{file}:step", "--steps", "1k", "--measure"]) == 0
+    assert "measured: fp8: N_eff/N" in capsys.readouterr().out
+    assert main(["plan", f"{file}:other", "--steps", "1k", "--measure"]) == 2
+    assert "define other_batches() in the file" in capsys.readouterr().err
 
 
 def test_the_command_reads_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ MATMUL = (((1,), (0,)), ((), ()))
 NT = (((1,), (1,)), ((), ()))
 PAIRS = pytest.mark.parametrize("pair", [(E4M3, E4M3), (E4M3, E5M2), (E5M2, E4M3)], ids=str)
 SMALL = Tiling(32, 32, 64, 4, 2, group=2)
-SPILLED = 0  # bytes; all the kernel's forms fit its registers
+SPILLED = 64  # bytes of a thread's 1020 in registers, where nothing is a multiple of the tiles
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -408,11 +408,11 @@ def types(m: int, n: int, k: int, pair: tuple[Format, Format]) -> list[Any]:
     return [jax.ShapeDtypeStruct(s, f.dtype) for s, f in zip(shapes, pair, strict=True)]
 
 
-def compiled(pair: Any, blocks: Any, **options: Any) -> Any:
-    """The kernel of a product of 512 by 512 by 1024, for Hopper."""
+def compiled(pair: Any, blocks: Any, shape: tuple[int, int, int], **options: Any) -> Any:
+    """The kernel of a product of ``shape`` (M, N, K), for Hopper."""
     from precir.scaled import scale_shape
 
-    data = types(512, 512, 1024, pair)
+    data = types(*shape, pair)
     scales = [
         jax.ShapeDtypeStruct(scale_shape(x.shape, block), np.float32)
         for x, block in zip(data, blocks, strict=True)
@@ -440,7 +440,11 @@ CODE = {
     "mx": (((1, 32), (1, 32)), {"out": F32.dtype}),
     "row": (
         ((1, 1024), (1, 1024)),
-        {"out": E4M3.dtype, "out_scale": 1.0, "activation": "gelu", "amax": True, "bias": 1},
+        {"out": E4M3.dtype, "out_scale": 1.0, "activation": "gelu", "amax": True, "bias": True},
+    ),
+    "ragged": (
+        ((1, 128), (1, 128)),
+        {"out": E4M3.dtype, "out_scale": 1.0, "activation": "gelu", "amax": True, "bias": True},
     ),
 }
 
@@ -452,9 +456,10 @@ CODE = {
 )
 def test_hopper_multiplies_in_eight_bits(pair: Any, form: str) -> None:
     blocks, options = CODE[form]
-    if options.get("bias") is not None:
-        options = {**options, "bias": np.ones(512, np.float32)}
-    kernel = compiled(pair, blocks, **options)
+    shape = (1000, 1001, 1000) if form == "ragged" else (512, 512, 1024)
+    if "bias" in options:
+        options = {**options, "bias": np.ones(shape[1], np.float32)}
+    kernel = compiled(pair, blocks, shape, **options)
     names = ".".join({E4M3: "e4m3", E5M2: "e5m2"}[f] for f in pair)
     assert f"wgmma.mma_async.sync.aligned.m64n128k32.f32.{names}" in kernel.ptx
     assert "cp.async.cg.shared.global" in kernel.ptx  # 16 bytes at a time, ahead of the products
@@ -462,4 +467,4 @@ def test_hopper_multiplies_in_eight_bits(pair: Any, form: str) -> None:
     assert ("fma.rn.f32" in loop(kernel.ptx)) == scaled_inside
     assert ("add.rn.f32" in loop(kernel.ptx)) != scaled_inside  # the sum of sums is in float32
     assert kernel.shared <= SHARED_MEMORY
-    assert kernel.resources()["spilled"] <= SPILLED
+    assert kernel.resources()["spilled"] <= (SPILLED if form == "ragged" else 0)

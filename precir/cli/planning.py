@@ -11,9 +11,9 @@ from typing import Any, Final
 from rich.console import Console
 
 from precir.cli.compiling import compiled_target, guarded
-from precir.cli.target import default_arguments, find_target
+from precir.cli.target import Target, default_arguments, find_target
 from precir.cli.trouble import UsageError
-from precir.planner import plan, plan_step
+from precir.planner import Measured, measure, plan, plan_step
 from precir.recipe import recipe as find_recipe
 from precir.target import CARDS
 
@@ -37,6 +37,12 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         help="a train step to read N, FLOPs and formats off, as train.py:train_step",
     )
     parser.add_argument("--recipe", help="that it is compiled with (fp8)")
+    parser.add_argument(
+        "--measure",
+        action="store_true",
+        help="train on FUNCTION_batches() from FUNCTION_args(), under --recipe and in float32, and "
+        "plan with the N_eff/N that the losses show",
+    )
     parser.add_argument("--steps", metavar="S", help="calls of it, in the place of --tokens")
     parser.add_argument("--params", metavar="N", help="weights, as 1.3B (embeddings left out)")
     parser.add_argument("--tokens", metavar="D", help="tokens to train on, as 100B")
@@ -61,7 +67,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    shared = {
+    shared: dict[str, Any] = {
         "target": options.on,
         "speedups": _pairs(options.speedup, "--speedup"),
         "factors": _pairs(options.factor, "--factor"),
@@ -73,10 +79,17 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.target is not None:
         if params is not None or compute is not None:
             raise UsageError("--params and --compute are read off the step", fix="leave them out")
-        found = plan_step(_program(options), steps=steps, **shared)
+        target = find_target(options.target)
+        if options.measure:
+            result = _measured(target, options.recipe or "fp8")
+            shared["factors"] = {result.recipe: result.factor, **shared["factors"]}
+            console.print(f"measured: {result}", highlight=False)
+        found = plan_step(_program(target, options.recipe or "fp8"), steps=steps, **shared)
     else:
-        if steps is not None or options.recipe is not None:
-            raise UsageError("--steps and --recipe are of a step", fix="name it: FILE:FUNCTION")
+        if steps is not None or options.recipe is not None or options.measure:
+            raise UsageError(
+                "--steps, --recipe and --measure are of a step", fix="name it: FILE:FUNCTION"
+            )
         found = plan(params=params, compute=compute, **shared)
     if options.output == "json":
         sys.stdout.write(json.dumps(found.data, indent=1) + "\n")
@@ -85,12 +98,25 @@ def run(options: argparse.Namespace, console: Console) -> int:
     return 0
 
 
-def _program(options: argparse.Namespace) -> Any:
-    target = find_target(options.target)
+def _program(target: Target, recipe: str) -> Any:
     args, kwargs = default_arguments(target)
-    function = compiled_target(target, find_recipe(options.recipe or "fp8"), {})
+    function = compiled_target(target, find_recipe(recipe), {})
     with guarded(target, function):
         return function.program(*args, **kwargs)
+
+
+def _measured(target: Target, recipe: str) -> Measured:
+    """Short runs on what FUNCTION_batches() in the file gives."""
+    make = getattr(sys.modules[target.function.__module__], f"{target.name}_batches", None)
+    if not callable(make):
+        raise UsageError(
+            f"nothing says what {target.name} is trained on",
+            where=target.place,
+            fix=f"define {target.name}_batches() in the file, which returns its last argument for "
+            "each step",
+        )
+    args, _ = default_arguments(target)
+    return measure(target.function, args[:-1], make(), recipe)
 
 
 def _number(text: str | None, option: str) -> float | None:

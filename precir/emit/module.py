@@ -211,7 +211,9 @@ class ModuleWriter:
                 continue
             group = names.fresh("carry" if n == 0 else "xs")
             parameters.append(group)
-            inner = [names.fresh("c" if n == 0 else "x") for _ in members]
+            short = "c" if n == 0 else "x"
+            hints = [short if v.hint.startswith("arg") else identifier(v.hint) for v in members]
+            inner = [names.fresh(hint or short) for hint in hints]
             for value, name in zip(members, inner, strict=True):
                 writer.bind(value, name)
             head.append((f"    {', '.join(inner)} = {group}", NOWHERE))

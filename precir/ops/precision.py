@@ -9,7 +9,7 @@ from precir.domains.fact import Fact
 from precir.formats import is_power_of_two
 from precir.ir import Literal, Node, Operand
 from precir.ops.base import Keeps, Op, Write
-from precir.ops.facts import arithmetic, folds, functions, pointwise
+from precir.ops.facts import arithmetic, folds, functions, moving, pointwise
 from precir.ops.facts.context import Answer, Context
 from precir.ops.scales import laws
 from precir.ops.writing import ATOM, PRODUCT, Hole, Template, Writer, dtype_source, source
@@ -164,6 +164,17 @@ def _scale_of(node: Node, w: Writer) -> Template:
     return Template((f"{w.use('precir.kernels', 'bounded')}(", Hole(0, ATOM), ".scale)"))
 
 
+def _row(node: Node, w: Writer) -> Template:
+    del node
+    return Template((f"{w.use('precir.kernels', 'row')}(", Hole(0), ", ", Hole(1, bare=True), ")"))
+
+
+def _put_row(node: Node, w: Writer) -> Template:
+    del node
+    put = w.use("precir.kernels", "put_row")
+    return Template((f"{put}(", Hole(0), ", ", Hole(1), ", ", Hole(2, bare=True), ")"))
+
+
 def _all_finite(node: Node, w: Writer) -> Template:
     pieces: list[str | Hole] = [f"{w.use('precir.kernels', 'all_finite')}("]
     for i in range(len(node.inputs)):
@@ -211,6 +222,8 @@ OPS: tuple[Op, ...] = (
     Op("merge_stats", OWN, functions.anything, laws.unscaled, _merge_stats),
     Op("dequantize", OWN, folds.dequantize, laws.unscaled, _dequantize),
     Op("element", OWN, functions.anything, laws.unscaled, _element),
+    Op("row", OWN, pointwise.same_as_operand, laws.unscaled, _row),
+    Op("put_row", OWN, moving.dynamic_update_slice, laws.unscaled, _put_row),
     Op("finite_amax", OWN, functions.anything, laws.unscaled, _finite_amax),
     Op("delayed_scale", OWN, functions.anything, laws.unscaled, _delayed_scale),
     Op("recent_amax", OWN, functions.anything, laws.unscaled, _recent_amax),

@@ -3,6 +3,7 @@
 from precir.planner.errors import FitError, PlanError
 from precir.planner.fit import Fit, Run, efficiencies, fit_bits, fit_law
 from precir.planner.laws import LAWS, Laws
+from precir.planner.measure import Measured, measure
 from precir.planner.plan import Plan, plan, plan_step
 from precir.planner.reading import StepFacts, read
 
@@ -11,6 +12,7 @@ __all__ = [
     "Fit",
     "FitError",
     "Laws",
+    "Measured",
     "Plan",
     "PlanError",
     "Run",
@@ -18,6 +20,7 @@ __all__ = [
     "efficiencies",
     "fit_bits",
     "fit_law",
+    "measure",
     "plan",
     "plan_step",
     "read",

@@ -77,6 +77,8 @@ def fit_law(runs: Iterable[Run], *, gamma: float | None = None, base: Quartet | 
             f"{len(given)} runs for {problem.size} constants",
             fix=f"at least {problem.size + 2} runs, of several sizes and lengths",
         )
+    if base is None:
+        _refuse_one_ratio(given)
     best = min((problem.solve(start) for start in problem.starts()), key=lambda s: float(s.cost))
     law, rmse = problem.law(best.x), math.sqrt(2 * float(best.cost) / len(given))
     errors = problem.errors(best)
@@ -185,16 +187,27 @@ def _index(names: Sequence[str], name: str) -> int:
     return names.index(name) if name else -1
 
 
+_OTHERS: Final = "add runs with other D / N, or fit efficiencies alone on a known base="
+
+
+def _same_ratio(runs: Sequence[Run]) -> tuple[float, str]:
+    """The part of the runs near the median D / N, and the same in words."""
+    ratios = np.array([r.tokens / r.params for r in runs])
+    middle = float(np.median(ratios))
+    same = float(np.mean((ratios <= middle * _FLAT) & (ratios >= middle / _FLAT)))
+    return same, f"{100 * same:.0f}% of the runs have the same D / N, about {middle:.0f}"
+
+
+def _refuse_one_ratio(runs: Sequence[Run]) -> None:
+    same, said = _same_ratio(runs)
+    if same > 1 - _FEW:
+        raise FitError(f"the runs do not determine the law: {said}", fix=_OTHERS)
+
+
 def _refuse_degenerate(
     runs: Sequence[Run], law: Quartet, errors: Mapping[str, float], rmse: float
 ) -> None:
     why = []
-    ratios = np.array([r.tokens / r.params for r in runs])
-    middle = float(np.median(ratios))
-    same = float(np.mean((ratios <= middle * _FLAT) & (ratios >= middle / _FLAT)))
-    said = f"{100 * same:.0f}% of the runs have the same D / N, about {middle:.0f}"
-    if same > 1 - _FEW:
-        why.append(said)
     for name in ("alpha", "beta"):
         value = getattr(law, name)
         if errors[name] > _SURE * value:
@@ -202,14 +215,13 @@ def _refuse_degenerate(
     lowest = min(r.loss for r in runs)
     if lowest * 0.05 > law.E:
         why.append(f"E ran away to {law.E:.2g}")
-    if why and said not in why and same > _MOST:
+    if not why:
+        return
+    same, said = _same_ratio(runs)
+    if same > _MOST:
         why.append(said)
-    if why:
-        found = f"alpha {law.alpha:.3g}, beta {law.beta:.3g}, E {law.E:.3g}, rmse {rmse:.2g}"
-        raise FitError(
-            f"the runs do not determine the law: {'; '.join(why)} ({found})",
-            fix="add runs with other D / N, or fit efficiencies alone on a known base=",
-        )
+    found = f"alpha {law.alpha:.3g}, beta {law.beta:.3g}, E {law.E:.3g}, rmse {rmse:.2g}"
+    raise FitError(f"the runs do not determine the law: {'; '.join(why)} ({found})", fix=_OTHERS)
 
 
 # --- efficiencies ---------------------------------------------------------------------------------

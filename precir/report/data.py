@@ -116,6 +116,31 @@ class RescaleRow:
 
 
 @dataclass(frozen=True)
+class UpdateRow:
+    """What became of the updates of some parameters, where they are to be fused.
+
+    Attributes:
+      fused: whether they are in the loop that makes their gradients.
+      passes: how often that loop runs; 0 where nothing changed.
+      stacks: paths of the parameters and moments updated in place.
+      count, bytes: of the stacked gradients: those that are no more, or those that stay.
+      where: the loop's line in the user's file.
+      op, at: what stands in the way of those left alone, and its line; "" where nothing does.
+      reason: why they are left alone, or what is still to say.
+    """
+
+    fused: bool
+    passes: int
+    stacks: str
+    count: int
+    bytes: int
+    where: str
+    op: str
+    at: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Every product and tensor of a compiled program, its format and why.
 
@@ -134,6 +159,7 @@ class Report:
       arguments: the program's inputs, by format.
       kept: values that stayed wide for what is known of them, in program order.
       rescales: changes of scale by layer, where scales are propagated.
+      updates: which parameter updates are fused into backward loops, and which are left alone.
     """
 
     name: str
@@ -146,6 +172,7 @@ class Report:
     arguments: tuple[FormatSum, ...]
     kept: tuple[KeptRow, ...] = ()
     rescales: tuple[RescaleRow, ...] = ()
+    updates: tuple[UpdateRow, ...] = ()
 
     @staticmethod
     def of(program: Program) -> Report:
@@ -219,6 +246,7 @@ class Report:
             arguments=tuple(_rows(FormatSum, data, "arguments", where)),
             kept=tuple(_rows(KeptRow, data, "kept", where)),
             rescales=tuple(_rows(RescaleRow, data, "rescales", where)),
+            updates=tuple(_rows(UpdateRow, data, "updates", where)),
         )
 
     def __str__(self) -> str:

@@ -14,8 +14,17 @@ from precir.ops import Keeps, op_named
 from precir.passes.assign import Assignment, Product
 from precir.passes.facts import Facts
 from precir.passes.grains import Grain, reach_in_words
+from precir.passes.update import Update
 from precir.recipe import KEEP, TRUE, Recipe
-from precir.report.data import KeptRow, ProductRow, Report, RescaleRow, TensorRow, by_format
+from precir.report.data import (
+    KeptRow,
+    ProductRow,
+    Report,
+    RescaleRow,
+    TensorRow,
+    UpdateRow,
+    by_format,
+)
 from precir.report.units import format_name, shape_text, type_bytes
 
 if TYPE_CHECKING:
@@ -39,6 +48,21 @@ def gather(program: Program) -> Report:
         arguments=by_format((format_name(v.type.dtype), type_bytes(v.type)) for v in final.inputs),
         kept=tuple(_kept(program)),
         rescales=tuple(_rescales(final)),
+        updates=tuple(map(_update, program.updates)),
+    )
+
+
+def _update(update: Update) -> UpdateRow:
+    return UpdateRow(
+        fused=update.passes > 0,
+        passes=update.passes,
+        stacks=", ".join(update.stacks),
+        count=len(update.gradients),
+        bytes=sum(type_bytes(v.type) for v in update.gradients),
+        where=_where(update.scan),
+        op=update.blocker.op if update.blocker is not None else "",
+        at=_where(update.blocker),
+        reason=update.reason,
     )
 
 
@@ -103,6 +127,8 @@ def recipe_in_words(recipe: Recipe) -> str:
         words += ", dynamic loss scaling"
     if recipe.state is not None:
         words += f"; weights and moments in {format_name(recipe.state)} between steps"
+    if recipe.update == "fused":
+        words += "; updates in the loops that make their gradients"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]
     return "; ".join([words, *kept])
 

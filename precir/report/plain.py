@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from precir.report.data import FormatSum, Report, TensorRow
+from precir.report.data import FormatSum, Report, TensorRow, UpdateRow
 from precir.report.units import bytes_text
 
 Cells = Sequence[str]
@@ -23,6 +23,7 @@ def plain(report: Report) -> str:
         *_wide(report),
         _titled("Kept wide for what they hold", _kept(report)),
         _titled("Changes of scale, by layer", _rescales(report)),
+        _titled("Updates in backward loops", _updates(report)),
         _titled("Residuals, largest first", _tensors(report.residuals)),
         _titled("Tensors, largest first", _tensors(report.tensors)),
     ]
@@ -59,6 +60,23 @@ def _rescales(report: Report) -> list[str]:
         for r in report.rescales
     ]
     return table(head, rows, right=(1, 2, 3, 4))
+
+
+def _updates(report: Report) -> list[str]:
+    rows = [
+        (
+            "fused" if u.fused else "left alone", f"{u.passes or ''}", f"{u.count}", f"{u.bytes}",
+            u.where, u.stacks, update_words(u),
+        )
+        for u in report.updates
+    ]  # fmt: skip
+    head = ("update", "passes", "gradients", "bytes", "loop", "in place", "because")
+    return table(head, rows, right=(1, 2, 3))
+
+
+def update_words(row: UpdateRow) -> str:
+    """`div at train.py:31 reads them whole, not row by row`."""
+    return " ".join(filter(None, [row.op, f"at {row.at}" if row.at else "", row.reason]))
 
 
 def _products(report: Report) -> list[str]:

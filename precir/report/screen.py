@@ -15,7 +15,7 @@ from rich.text import Text
 
 from precir.report.data import FormatSum, ProductRow, Report, TensorRow
 from precir.report.group import Grouped, group
-from precir.report.plain import residual_line, times_text
+from precir.report.plain import residual_line, times_text, update_words
 from precir.report.units import bytes_text, percent_text
 
 ROWS: Final = 12  # of tensors on screen
@@ -48,6 +48,9 @@ def screen(report: Report, width: int) -> Iterator[RenderableType]:
     if report.rescales:
         yield from _section("Changes of scale", "by layer")
         yield _rescales(report)
+    if report.updates:
+        yield from _section("Updates", "in the loops that make their gradients")
+        yield _updates(report)
     if report.residuals:
         yield from _section("Residuals", "made by the forward program, kept for the backward one")
         yield _sums(report.residual_formats)
@@ -125,6 +128,20 @@ def _rescales(report: Report) -> Table:
         table.add_column(head, justify="left" if head == "layer" else "right")
     for r in report.rescales:
         table.add_row(r.layer or "-", *map(str, (r.known, r.free, r.computed, r.measured)))
+    return table
+
+
+def _updates(report: Report) -> Table:
+    """Gradients that are no more, and those that stay, with the reason."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for u in report.updates:
+        passes = f"in {u.passes} passes" if u.passes > 1 else "in one pass"
+        said = Text(f"fused {passes}", "green") if u.fused else Text("left alone", "yellow")
+        stacks = f"{u.count} stacks of gradients, {bytes_text(u.bytes)}" if u.count else ""
+        table.add_row(said, stacks, Text(u.where, "dim"))
+        in_place = f"in place: {u.stacks}" if u.stacks else ""
+        for line in filter(None, [in_place, update_words(u)]):
+            table.add_row("", Text(line, "dim"), "")
     return table
 
 

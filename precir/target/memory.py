@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jax
 
 from precir.errors import TargetError
+from precir.kernels.launch import target as compiled_for
 from precir.target.cards import Card
 from precir.target.cards import card as find_card
 from precir.target.hlo import parse
@@ -149,7 +150,9 @@ def memory(
     named = {k: placed((v,), None, place)[0] for k, v in kwargs.items()}
     if not any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((positional, named))):
         raise TargetError("the function is given no arrays", fix="pass at least one")
-    lowered = jitted.trace(*positional, **named).lower()
+    major, minor = card.capability
+    with compiled_for(10 * major + minor):  # with the Triton kernels that such a GPU gets
+        lowered = jitted.trace(*positional, **named).lower()
     compiled = lowered.compile(compiler_options={**_OPTIONS, **(compiler_options or {})})
     recipe = getattr(getattr(fn, "recipe", None), "name", "")
     return _read(compiled, getattr(fn, "__name__", "function"), recipe, card, place)

@@ -9,6 +9,7 @@ import numpy as np
 from jax import numpy as jnp
 
 from precir.ir import Node, Operand, Type
+from precir.ops.rows import row_type
 from precir.scaled import scale_shape
 from precir.text.types import SHORT, numpy_dtype
 
@@ -233,6 +234,32 @@ def _element(node: Node) -> Wrong:
     yield from _agree_types("results", [node.outputs[0].type], [Type((), given.dtype)])
 
 
+def _row(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    stack, at = (o.type for o in node.inputs)
+    yield from _one_row(stack, node.outputs[0].type, at, "results")
+
+
+def _put_row(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 3)):
+        yield from wrong
+        return
+    stack, new, at = (o.type for o in node.inputs)
+    yield from _one_row(stack, new, at, "rows")
+    yield from _agree_types("results", [node.outputs[0].type], [stack])
+
+
+def _one_row(stack: Type, row: Type, at: Type, what: str) -> Wrong:
+    yield from _agree_types("places", [at], [Type((), "int32")])
+    expected = row_type(stack)
+    if expected is None:
+        yield f"the operand is {show(stack)}, expected a stack whose rows stand by themselves"
+    else:
+        yield from _agree_types(what, [row], [expected])
+
+
 def _delayed_scale(node: Node) -> Wrong:
     if wrong := list(_operands(node, 2)):
         yield from wrong
@@ -350,6 +377,8 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scale_of": _scale,
     "amax_scale": _scale,
     "element": _element,
+    "row": _row,
+    "put_row": _put_row,
     "finite_amax": _amax,
     "delayed_scale": _delayed_scale,
     "recent_amax": _recent_amax,
