@@ -28,9 +28,9 @@ Tree = Any
 Call = Callable[[], Any]
 PRODUCTS = ("qkv", "proj", "up", "down")
 BF16 = "bf16"
-RECIPES = ("fp8", "fp8-block", "bf16-mixed", "fp8-lm-block")
 FLAX, QWIX = "flax FP8 ops", "qwix"
 CONTENDERS = (BF16, "fp8", "fp8-block", FLAX, "bf16-mixed", "fp8-lm-block", QWIX)
+TINY_CONTENDERS = (BF16, "fp8-lm-block", FLAX, QWIX)
 
 
 def _load(name: str) -> ModuleType:
@@ -54,7 +54,7 @@ class Model:
     name: str
     shape: Any
     aim: float
-    rank: int
+    rank: float
 
     @property
     def size(self) -> str:
@@ -65,10 +65,10 @@ class Model:
 
 # Four of the 32 layers and an eighth of the vocabulary, so that the logits weigh what they do in
 # the whole model; and all of the one of 125M.
-SEVEN_B = replace(shapes.SEVEN_B, layers=4, batch=4, vocabulary=4000)
+SOME_LAYERS = replace(shapes.SEVEN_B, layers=4, batch=4, vocabulary=4000)
 MODELS = (
-    Model("7B-shaped step", SEVEN_B, 1.4, 2),
-    Model("125M step", replace(shapes.SMALL, batch=16), 1.0, 6),
+    Model("7B-shaped step", SOME_LAYERS, 1.4, 2),
+    Model("125M step", replace(shapes.SMALL, batch=16), 1.0, 3.5),
 )
 TINY = Model("tiny step", replace(shapes.TINY, batch=2), 1.0, 2)
 
