@@ -30,6 +30,7 @@ import threading
 import time
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,63 +38,73 @@ from gpu_table import CHOICE, Found, choice_table, laid_out, markdown, show, tab
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.md"
-PATIENCE = 150  # seconds without a word, after which a worker hangs
+WORKER = ROOT / "benchmarks" / "gpu_worker.py"
+PATIENCE = 200  # seconds without a word, after which a worker hangs
 GRACE = 30  # seconds past the end
 CRASHES = 8  # after which it is given up
 
 # --- the worker -----------------------------------------------------------------------------------
 
 
+@dataclass
+class Course:
+    """Where a worker is: at which job, by number and name, who runs, and how it ended badly."""
+
+    number: int = 0
+    job: str = ""
+    contender: str = ""
+    ended: str = ""
+
+    def follow(self, message: dict[str, Any]) -> None:
+        """Keep what one line says of that."""
+        match message:
+            case {"begin": number, "name": job}:
+                self.number, self.job, self.contender = number, job, ""
+            case {"at": contender}:
+                self.contender = contender
+            case {"end": number}:
+                self.number, self.job = number + 1, ""
+            case {"ended": how}:
+                self.ended = how
+
+
 def measure(options: argparse.Namespace, found: Found) -> Iterator[str]:
     """Run all jobs, however many workers that takes; yields what is going on."""
     until = time.time() + 60 * options.minutes
     without: list[tuple[str, str]] = []
-    start = 0
+    course = Course()
     with tempfile.TemporaryDirectory() as folder:
         environ = _environ(options, Path(folder))
-        for _ in range(CRASHES + 1):
-            request = {
-                "tiny": options.tiny, "choice": options.choice, "plan": options.plan,
-                "only": options.only, "until": until, "from": start, "without": without,
-            }  # fmt: skip
-            job = contender = ""
-            ended = "went on past the end" if time.time() > until else ""
+        while len(without) <= CRASHES and time.time() < until:
+            request = {name: getattr(options, name) for name in ("tiny", "choice", "plan", "only")}
+            request |= {"until": until, "from": course.number, "without": without}
+            course = Course(course.number)
             with open(Path(folder, "log"), "w+") as log:
                 for message in _worker(request, environ, log, until + GRACE):
                     found.hear(message)
-                    match message:
-                        case {"environment": environment}:
-                            refuse(environment, options)
-                        case {"begin": start, "name": job}:
-                            contender = ""
-                            yield job
-                        case {"at": contender}:
-                            pass
-                        case {"end": _}:
-                            start, job = start + 1, ""
-                        case {"ended": ended}:
-                            pass
-                if not ended:
+                    course.follow(message)
+                    if "environment" in message:
+                        refuse(message["environment"], options)
+                    if "begin" in message:
+                        yield course.job
+                if not course.ended:
                     return
                 log.seek(0)
                 said = log.read().strip().splitlines()[-3:]
-            yield "\n".join([f"the worker {ended}", *said])
-            if not job:
-                raise SystemExit("\n".join([f"error: the worker {ended} before any job", *said]))
-            without.append((job, contender))
-            found.add(
-                {
-                    "section": job,
-                    "name": contender,
-                    "size": "",
-                    "failed": f"it {ended}: {said[-1:]}",
-                }
-            )
-            if not contender:
-                start += 1
-            if time.time() > until:
-                found.left += found.jobs[start + 1 :]
-                return
+            yield "\n".join([f"the worker {course.ended}", *said])
+            if not course.job:
+                text = [f"error: the worker {course.ended} between jobs", *said]
+                raise SystemExit("\n".join(text))
+            _blame(course, said, found)
+            without.append((course.job, course.contender))
+            course.number += not course.contender
+    found.left += [name for name in found.jobs[course.number :] if name not in found.left]
+
+
+def _blame(course: Course, said: list[str], found: Found) -> None:
+    """A row for the contender that took the process with it."""
+    text = ": ".join([f"the process {course.ended}", *said[-1:]])
+    found.add({"section": course.job, "name": course.contender, "size": "", "failed": text})
 
 
 def _environ(options: argparse.Namespace, folder: Path) -> dict[str, str]:
@@ -119,9 +130,8 @@ def _worker(
     request: dict[str, Any], environ: dict[str, str], log: Any, end: float
 ) -> Iterator[dict[str, Any]]:
     """What one worker says; last, unless it is done, {"ended": how}."""
-    script = str(Path(__file__).with_name("gpu_worker.py"))
     process = subprocess.Popen(
-        [sys.executable, script, json.dumps(request)],
+        [sys.executable, str(WORKER), json.dumps(request)],
         env=environ, stdout=subprocess.PIPE, stderr=log, text=True,
     )  # fmt: skip
     lines: queue.Queue[str] = queue.Queue()
@@ -132,7 +142,8 @@ def _worker(
             lines.put(line)
         lines.put("")
 
-    threading.Thread(target=read, daemon=True).start()
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
     try:
         while line := lines.get(timeout=max(1.0, min(PATIENCE, end - time.time()))):
             yield json.loads(line)
@@ -144,6 +155,9 @@ def _worker(
     finally:
         process.kill()
         process.wait()
+        reader.join()
+        if process.stdout is not None:
+            process.stdout.close()
 
 
 def refuse(environment: dict[str, str], options: argparse.Namespace) -> None:
@@ -162,8 +176,8 @@ def refuse(environment: dict[str, str], options: argparse.Namespace) -> None:
         )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what was asked for, print one table, write the results."""
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description="Kernels and train steps on a GPU.")
     parser.add_argument("--minutes", type=float, default=9.0, help="no job starts too late (9)")
     parser.add_argument("--wheel", type=Path, nargs="+", default=[], help="wheels, or folders")
@@ -172,21 +186,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--tiny", action="store_true", help="on a CPU, without times")
     parser.add_argument("--plan", action="store_true", help="write what a run would measure")
     parser.add_argument("--out", type=Path, help="file to write")
-    options = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what was asked for, print one table, write the results."""
+    options = parse(argv)
     usual = None if options.tiny or options.only else CHOICE if options.choice else RESULTS
     out, found, begun = options.out or usual, Found(), time.time()
+    results = out if not options.choice else None
     for what in measure(options, found):
         print(f"{time.time() - begun:5.0f} s  {what}", file=sys.stderr, flush=True)
-        if out and not options.choice:  # what there is, should this be cut off
-            out.write_text(markdown(found, options))
-    if out and options.choice and not options.tiny:
+        if results:  # what there is, should this be cut off
+            results.write_text(markdown(found, options))
+    if results:
+        results.write_text(markdown(found, options))
+    elif out and not options.tiny:
         out.write_text(laid_out(choice_table(found, json.loads(CHOICE.read_text()))))
-    elif out and not options.choice:
-        out.write_text(markdown(found, options))
+    rows = table(found)
     if found.left:
         print(f"left out: {'; '.join(found.left)}")
-    rows = table(found)
-    show(rows)
+    if rows:
+        show(rows)
     sys.exit(any(row[-1] in ("WRONG", "FAILED") for row in rows))
 
 

@@ -10,6 +10,7 @@ left is the device's time of those in between. Contenders take turns; the median
 """
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from statistics import median
@@ -20,6 +21,8 @@ from jax import lax
 
 from precir.kernels.choice import prefer
 from precir.kernels.launch import target
+from precir.target.hlo import parse
+from precir.target.traffic import traffic
 
 LEAST, MOST = 3, 20  # calls that are started before the clock is read
 ROUNDS = 25  # at most
@@ -106,17 +109,18 @@ def _elapsed(call: Callable[[], Any], count: int) -> float:
     return time.perf_counter() - start
 
 
-MADE_OF = {
-    "Triton": ("triton_kernel_call",),
-    "cuBLASLt FP8": ("__cublas$lt$matmul$f8",),
-    "cuBLAS": ('"__cublas$gemm"', '"__cublas$lt$matmul"'),
-    "XLA's Triton": ("__triton_gemm", "__triton_nested_gemm_fusion"),
-}
-
-
 def made_of(call: Any, times: int = 1) -> str:
-    """Which kernels a compiled program calls, and how often in a ``times``-th of it."""
-    text = call.compiled.as_text()
-    found = {name: sum(text.count(w) for w in words) for name, words in MADE_OF.items()}
-    each = [f"{name} {-(-n // times)}" for name, n in found.items() if n]
-    return ", ".join(each) or "XLA"
+    """Which kernels and products a compiled program runs, and how often in a ``times``-th of it;
+    and of several products, how many are in FP8.
+    """
+    found = traffic(parse(call.compiled.as_text()))
+    counts: Counter[str] = Counter()
+    for each in found.products:
+        counts[each.kernel] += each.count
+    for kernel in found.kernels:
+        counts[kernel.name] += kernel.count
+    total = sum(p.count for p in found.products)
+    low = sum(p.count for p in found.products if p.low)
+    share = [f"{low} of {total} products in FP8"] if total > times else []
+    names = [f"{n // times} {name}" if n > times else name for name, n in counts.most_common()]
+    return "; ".join([*share, ", ".join(names) or "XLA"])

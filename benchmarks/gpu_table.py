@@ -222,13 +222,25 @@ def laid_out(table: dict[str, Any]) -> str:
     parts = []
     for name, rows in table.items():
         if isinstance(rows, dict):
-            body = [f"    {json.dumps(k)}: {json.dumps(v)}" for k, v in rows.items()]
+            body = [f"    {json.dumps(k)}: {_line(v)}" for k, v in rows.items()]
             opened, closed = "{", "}"
         else:
-            body, opened, closed = [f"    {json.dumps(r)}" for r in rows], "[", "]"
+            body, opened, closed = [f"    {_line(r)}" for r in rows], "[", "]"
         inner = "\n" + ",\n".join(body) + "\n  " if body else ""
         parts.append(f"  {json.dumps(name)}: {opened}{inner}{closed}")
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _line(row: Row) -> str:
+    """A row as JSON, its large and small numbers as powers of ten."""
+    fields = (f"{json.dumps(k)}: {_value(v)}" for k, v in row.items())
+    return f"{{{', '.join(fields)}}}"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float) and value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.6g}".replace("e+", "e").replace("e-0", "e-")
+    return json.dumps(value)
 
 
 def show(rows: list[tuple[str, ...]]) -> None:

@@ -17,7 +17,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,8 +30,7 @@ from gpu_clock import chain, made_of, on_gpu, taking, together
 from gpu_kernels import Group, Kernel, Sizes
 from jax import numpy as jnp
 
-PACKAGES = ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "triton", "jax-triton",
-            "flax", "qwix", "numpy")  # fmt: skip
+PACKAGES = ("jax", "jaxlib", "triton", "jax-triton", "flax", "qwix", "numpy")
 A_RUN = 2e-3  # seconds that a program should take
 MOST_SETS, MOST_BYTES = 32, 4 << 30
 GIB = 1 << 30
@@ -150,7 +149,7 @@ def time_group(bench: Bench, group: Group) -> None:
     calls, facts, sets = {}, {}, {}
     size = "x".join(map(str, group.kernels[0].tiny if bench.tiny else group.sizes))
     row = partial(bench.row, group.name, size=size)
-    for kernel in group.kernels if not bench.tiny else (*group.kernels[:2], group.kernels[-1]):
+    for kernel in group.kernels:
         if bench.skips(kernel.name):
             continue
         bench.at(kernel.name)
@@ -330,11 +329,7 @@ def jobs(choice: bool, tiny: bool, only: str) -> list[Job]:
         return found
     found += [Job(f"check {k.name}", 8, partial(check, kernel=k)) for k in kernels.KERNELS]
     ranked: list[tuple[float, Job]] = []
-    seen = set()
-    for group in kernels.groups():
-        if tiny and group.name in seen | {k.name for k in (*kernels.QUANTIZE[1:], *kernels.OTHERS)}:
-            continue
-        seen.add(group.name)
+    for group in kernels.groups(tiny):
         name = f"time {group.name}, {'x'.join(map(str, group.sizes))}"
         job = Job(name, 4 + 2 * len(group.kernels), partial(time_group, group=group))
         ranked.append((group.rank, job))
@@ -363,11 +358,11 @@ def environment() -> dict[str, str]:
     return found
 
 
-def lines() -> Iterator[Callable[[dict[str, Any]], None]]:
+def speaker() -> Callable[[dict[str, Any]], None]:
     """A way of saying things on stdout, on which nothing else is printed from then on."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    yield lambda what: print(json.dumps(what, default=_plain), file=answers, flush=True)
+    return lambda what: print(json.dumps(what, default=_plain), file=answers, flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -377,7 +372,7 @@ def _plain(value: Any) -> Any:
 def main(argv: Sequence[str]) -> None:
     """Run the jobs, and tell of each."""
     options = json.loads(argv[0])
-    say = next(lines())
+    say = speaker()
     todo = jobs(options["choice"], options["tiny"], options["only"])
     say({"environment": environment()})
     say({"jobs": [job.name for job in todo]})
