@@ -11,9 +11,18 @@ if __name__ != "precir.kernels":
     )
 
 from precir.formats import E4M3, E5M2, E8M0FNU
+from precir.kernels.act_quantize import act_gradients, act_quantize, activation_scale
+from precir.kernels.adam_update import Updated, adam_update
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.dequantize import dequantize
 from precir.kernels.loss_scale import all_finite, next_loss_scale
+from precir.kernels.norm_quantize import (
+    Normalised,
+    NormGradients,
+    norm_gradients,
+    norm_quantize,
+    norm_scale,
+)
 from precir.kernels.observe import amax, merge_stats, observe
 from precir.kernels.quantize import quantize
 from precir.kernels.quantize_both import (
@@ -25,13 +34,22 @@ from precir.kernels.rows import put_row, row
 from precir.kernels.scaled_dot import scaled_dot
 from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
 from precir.kernels.stochastic import quantize_stochastic
+from precir.kernels.writing import Written
 from precir.scaled import ScaledArray
 
 __all__ = [
     "E4M3",
     "E5M2",
     "E8M0FNU",
+    "NormGradients",
+    "Normalised",
     "ScaledArray",
+    "Updated",
+    "Written",
+    "act_gradients",
+    "act_quantize",
+    "activation_scale",
+    "adam_update",
     "all_finite",
     "amax",
     "amax_scale",
@@ -41,6 +59,9 @@ __all__ = [
     "finite_amax",
     "merge_stats",
     "next_loss_scale",
+    "norm_gradients",
+    "norm_quantize",
+    "norm_scale",
     "observe",
     "put_row",
     "quantize",

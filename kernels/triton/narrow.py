@@ -66,3 +66,22 @@ def store_scale(at, scale, inside):
         tl.store(at, (scale >> 23).to(tl.uint8), mask=inside)
     else:
         tl.store(at, scale.to(tl.float32, bitcast=True), mask=inside)
+
+
+@triton.jit
+def flushed(x):
+    """Float32 with subnormals as zeros of their sign, which is how a CPU reads and writes it."""
+    return tl.where(tl.abs(x) < 2.0**-126, x * 0.0, x)
+
+
+@triton.jit
+def narrow_any(x, inverse_scale, DTYPE: tl.constexpr):
+    """``narrow`` to FP8 or float16, whose conversion does not saturate; float32 as it is."""
+    if tl.float32 == DTYPE:
+        return flushed(x)
+    elif tl.float16 == DTYPE:
+        scaled = flushed(x) * inverse_scale
+        held = tl.where(scaled > 65504.0, 65504.0, tl.where(scaled < -65504.0, -65504.0, scaled))
+        return tl.where(tl.abs(x) == float("inf"), x, held).to(DTYPE)
+    else:
+        return narrow(x, inverse_scale, DTYPE)

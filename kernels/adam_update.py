@@ -1,0 +1,355 @@
+"""One step of AdamW on weights and moments that live in narrow storage, in one or two reads.
+
+What leaves memory and comes back is the storage alone: no float32 copy of a weight, a moment or a
+gradient is made. The arithmetic is float32, from moments that are not rounded yet, in the order of
+``optax.adamw`` (Loshchilov and Hutter, arXiv 1711.05101, algorithm 2):
+
+    m' = (1 - b1) g + b1 m
+    v' = (1 - b2) g^2 + b2 v
+    u  = (m' / (1 - b1^t)) / (sqrt(v' / (1 - b2^t)) + eps) + weight_decay w
+    w' = w - lr u
+
+with each result rounded once, when it is stored. To divide by 1 - b1^t is to multiply with its
+reciprocal, which is how XLA divides by a scalar. The storage is that of Peng et al., FP8-LM, arXiv
+2310.18313, section 2.2, where one scale is for a tensor, and also blocks along the last axis.
+
+The scale of a block is that of the new elements in it, which one read gives. One scale for a tensor
+needs the largest of all new elements first: the step is then computed twice, as in MS-AMP, or, with
+``last``, its scale is taken from what is known before.
+
+On NVIDIA GPUs from Ada on it is a Triton kernel, elsewhere XLA's code. They differ in the last bit
+where XLA fuses a product and a sum, and where numbers are added of which XLA:CPU reads one as zero,
+being subnormal in float32, and the other is below 2^-100.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jax import Array, lax
+from jax import numpy as jnp
+from jax.typing import ArrayLike
+
+from precir.errors import PrecirError
+from precir.formats import E4M3, E5M2, F16, F32, format_of
+from precir.kernels.folding import fold, unfold
+from precir.kernels.launch import fp8_gpu, launch, result
+from precir.kernels.powers import power_of_two_carry, power_of_two_scale
+from precir.kernels.primitive import Dims, Results, kernel_primitive
+from precir.kernels.quantize import quantize_given_reference, quantize_p_reference
+from precir.kernels.quantize_cuda import largest
+from precir.scaled import ScaledArray, full_block
+
+TILE: Final = 2048  # elements of a program
+WARPS: Final = 8
+HYPERS: Final = 9
+HEADROOM: Final = 4.0  # what a weight under a scale of the last step may grow by
+
+_NARROW: Final = frozenset({E4M3.dtype, E5M2.dtype, F16.dtype})
+_GRADIENTS: Final = frozenset({"float32", "bfloat16", "float16"})
+
+
+class UpdateError(PrecirError, TypeError):
+    """A weight, a moment, a gradient or a scale that ``adam_update`` does not take."""
+
+
+class Updated(NamedTuple):
+    """What ``adam_update`` returns."""
+
+    weight: ScaledArray | Array
+    first: ScaledArray | Array
+    second: ScaledArray | Array
+    amax: Array
+    """float32[..., 3]: the largest finite magnitudes of the new weight, first and second moment, as
+    computed; 0 for each that is not under one scale. Leading axes as the scales have.
+    """
+
+
+def adam_update(
+    weight: ScaledArray | ArrayLike,
+    first: ScaledArray | ArrayLike,
+    second: ScaledArray | ArrayLike,
+    gradient: ScaledArray | ArrayLike,
+    *,
+    lr: ArrayLike,
+    count: ArrayLike,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    weight_decay: ArrayLike = 0.0,
+    last: Array | None = None,
+    gradient_amax: ArrayLike | None = None,
+) -> Updated:
+    """The next weight and moments, each stored as it came.
+
+    All four have one shape, of any rank. ``weight``, ``first`` and ``second`` are float32, or in
+    float8_e4m3fn, float8_e5m2 or float16 as a ``ScaledArray``: under one scale (``block=()``), one
+    for each layer of a stack (``block=(1, *shape[1:])``), or in blocks along the last axis
+    (``block=(1, 128)``). ``gradient`` is the same, or plain float16 or bfloat16. ``count`` is the
+    number of this step, from 1; with ``lr`` and the other scalars it may be traced. Adam without
+    weight decay is a ``weight_decay`` of 0.
+
+    ``last`` is the ``amax`` of the step before: then one read suffices. The new moments' scales are
+    proved: |m'| <= b1 amax(m) + (1 - b1) amax(g) with rounding to spare, and the second's likewise.
+    ``gradient_amax`` is amax(g); without it, it is what the gradient's scale allows, and a plain
+    gradient is refused. A weight has no such bound (its step is m / eps where v rounds to zero): it
+    gets four times its last amax and saturates past that.
+
+    Special values are those of ``quantize``. Not differentiable; under ``jax.vmap`` each example
+    has its own scales. Raises ``UpdateError`` (a ``TypeError``) for shapes, formats and blocks that
+    are none of these.
+    """
+    shape = np.shape(weight.data if isinstance(weight, ScaledArray) else weight)
+    given = [("weight", weight), ("first", first), ("second", second), ("gradient", gradient)]
+    stored = [_stored(name, x, shape) for name, x in given]
+    lead = next((s.lead for s in stored[:3] if s.lead is not None), ())
+    for s in stored:
+        if s.lead not in (None, lead, ()) or (s.lead == () != lead and s is not stored[3]):
+            raise UpdateError(
+                f"scales for {lead} and scales for {s.lead} of one parameter",
+                fix="store weight and moments alike: under one scale each, or one for each layer",
+            )
+    examples = math.prod(lead)
+
+    # What is constant is computed as optax does: in Python's numbers, then rounded.
+    scalars = [-jnp.asarray(lr, np.float32), b1, 1 - b1, b2, 1 - b2, eps, weight_decay]
+    corrections = [1 / jnp.asarray(1 - b**count, np.float32) for b in (b1, b2)]
+    hyper = jnp.stack([*(jnp.asarray(s, np.float32) for s in scalars), *corrections])
+    scales = jnp.zeros((0, 3), np.float32)
+    if last is not None:
+        scales = _proved(stored, hyper, last, gradient_amax).reshape(examples, 3)
+
+    columns = shape[-1] if shape else 1
+    rows = math.prod(shape) // max(1, examples * columns)
+    operands: list[Array] = []
+    for s in stored:
+        operands += s.operands(examples, rows, columns)
+    sizes = tuple(s.size for s in stored)
+    new = adam_p.bind(*operands, hyper.reshape(1, HYPERS), scales, sizes=sizes)
+    w, m, v = (s.like(new[2 * i], new[2 * i + 1]) for i, s in enumerate(stored[:3]))
+    return Updated(w, m, v, new[6].reshape(*lead, 3))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """One of the four tensors: ``size`` elements of a row to a scale, or 0; ``lead`` the axes of
+    which each element has one scale, or None.
+    """
+
+    data: Array
+    scale: Array | None
+    block: tuple[int, ...]
+    size: int
+    lead: tuple[int, ...] | None
+
+    def operands(self, examples: int, rows: int, columns: int) -> list[Array]:
+        """Data and scales as ``adam_p`` takes them."""
+        data = self.data.reshape(examples, rows, columns)
+        if self.scale is None:
+            return [data, jnp.zeros(0, np.float32)]
+        if self.size:
+            return [data, self.scale.reshape(examples, rows, -(-columns // self.size))]
+        return [data, jnp.broadcast_to(self.scale.reshape(-1), (examples,))]
+
+    def like(self, data: Array, scale: Array) -> ScaledArray | Array:
+        data = data.reshape(self.data.shape)
+        if self.scale is None:
+            return data
+        return ScaledArray(data, scale.reshape(self.scale.shape), self.block)
+
+    def bound(self, amax: Array) -> Array:
+        """Of what is stored, where the numbers that were rounded to it had this amax."""
+        assert self.scale is not None
+        format = format_of(self.data.dtype)
+        scale = self.scale.reshape(amax.shape)
+        return amax * (1 + format.epsilon / 2) + scale * (format.smallest_subnormal / 2)
+
+
+def _stored(name: str, x: ScaledArray | ArrayLike, shape: tuple[int, ...]) -> _Stored:
+    if np.shape(x.data if isinstance(x, ScaledArray) else x) != shape:
+        raise UpdateError(f"{name} is not of the weight's shape, {shape}")
+    if not isinstance(x, ScaledArray):
+        x = jnp.asarray(x)
+        if x.dtype.name not in (_GRADIENTS if name == "gradient" else {"float32"}):
+            raise UpdateError(f"{name} cannot be a plain {x.dtype}", fix="quantize it, or float32")
+        return _Stored(x, None, (), 0, None)
+    data, scale = jnp.asarray(x.data), jnp.asarray(x.scale)
+    if data.dtype not in _NARROW:
+        raise UpdateError(f"{name} is stored in E4M3, E5M2 or float16, not {data.dtype}")
+    if not x.block:
+        return _Stored(data, scale, (), 0, scale.shape)
+    block = full_block(x.block, len(shape))
+    if all(b == 1 for b in block[:-1]):
+        return _Stored(data, scale, x.block, block[-1], None)
+    if block[0] == 1 and all(b >= n for b, n in zip(block[1:], shape[1:], strict=True)):
+        return _Stored(data, scale, x.block, 0, shape[:1])
+    raise UpdateError(
+        f"{name} has blocks of {x.block}",
+        fix="one scale, block=(1, *shape[1:]), or a block along the last axis",
+    )
+
+
+def _proved(
+    stored: list[_Stored], hyper: Array, last: ArrayLike, gradient_amax: ArrayLike | None
+) -> Array:
+    """float32[..., 3]: the scales of the step to come."""
+    _, first, second, gradient = stored
+    w, m, v = jnp.moveaxis(jnp.asarray(last, np.float32), -1, 0)
+    if gradient_amax is not None:
+        g = jnp.asarray(gradient_amax, np.float32)
+    elif gradient.scale is not None:
+        g = jnp.max(gradient.scale.astype(np.float32)) * format_of(gradient.data.dtype).max
+    else:
+        raise UpdateError(
+            "a scale proved from the last step needs a bound of the gradient",
+            fix="pass gradient_amax",
+        )
+    _, b1, rest1, b2, rest2, *_ = hyper
+    bounds = [
+        HEADROOM * w,
+        b1 * (first.bound(m) if first.lead is not None else m) + rest1 * g,
+        b2 * (second.bound(v) if second.lead is not None else v) + rest2 * (g * g),
+    ]
+    rounded = np.float32(1 + 2.0**-20)  # more than the step rounds up
+    return jnp.stack(
+        [
+            power_of_two_scale(
+                jnp.minimum(rounded * jnp.broadcast_to(bound, w.shape), np.float32(F32.max)),
+                s.data.dtype,
+            )
+            for bound, s in zip(bounds, stored[:3], strict=True)
+        ],
+        -1,
+    )
+
+
+# --- on [examples, rows, columns]: each tensor, then its scales: [0] for none, [examples] for one,
+# [examples, rows, groups] where ``sizes`` says how many columns a group has. Then the scalars,
+# [1 or examples, 9], and the new scales, [examples, 3], or [0, 3] where they are to be found.
+
+
+def _reference(*operands: Array, sizes: tuple[int, ...]) -> Results:
+    *tensors, hyper, given = operands
+    neg_lr, b1, rest1, b2, rest2, eps, decay, c1, c2 = (
+        hyper[:, i].reshape(-1, 1, 1) for i in range(HYPERS)
+    )
+    w, m, v, g = (
+        _wide(data, scale, size)
+        for data, scale, size in zip(tensors[::2], tensors[1::2], sizes, strict=True)
+    )
+    m = rest1 * g + b1 * m
+    v = rest2 * (g * g) + b2 * v
+    step = (m * c1) / (lax.sqrt(v * c2) + eps)
+    w = w + neg_lr * (step + decay * w)
+    results: list[Array] = []
+    amax: list[Array] = []
+    for i, new in enumerate((w, m, v)):
+        data, scale = tensors[2 * i], tensors[2 * i + 1]
+        results += _narrow(new, data, scale, sizes[i], given[:, i])
+        amax.append(_amax(new) if scale.ndim == 1 and scale.size else jnp.zeros(new.shape[0]))
+    return *results, jnp.stack([a.astype(np.float32) for a in amax], 1)
+
+
+def _wide(data: Array, scale: Array, size: int) -> Array:
+    if not scale.size:
+        return data.astype(np.float32)
+    return ScaledArray(data, scale, (1, size) if size else ()).unscale()
+
+
+def _narrow(new: Array, data: Array, scale: Array, size: int, given: Array) -> tuple[Array, Array]:
+    dtype = data.dtype
+    if size:
+        params: dict[str, Any] = {"batch_ndim": 0, "block": (1, size), "scales": scale.dtype}
+        return quantize_p_reference(new, dtype=dtype, **params)
+    if not scale.size:
+        return new, scale
+    if given.size:
+        return quantize_given_reference(new, given, dtype=dtype)[0], given
+    return quantize_p_reference(new, dtype=dtype, batch_ndim=1, block=(), scales=F32.dtype)
+
+
+def _amax(new: Array) -> Array:
+    magnitude = lax.abs(new)
+    usual = (magnitude >= F32.smallest_normal) & (magnitude < np.inf)
+    return jnp.max(jnp.where(usual, magnitude, 0), (1, 2), initial=0)
+
+
+def _on_cuda(*operands: Array, sizes: tuple[int, ...]) -> Results:
+    *tensors, hyper, given = operands
+    datas, scales = tensors[::2], tensors[1::2]
+    (examples, rows, columns), grouped = datas[0].shape, {s for s in sizes if s}
+    wide = min(grouped, default=TILE)
+    served = len(grouped) < 2 and wide in (16, 32, 64, 128, 256, 512, 1024, TILE)
+    served &= all(s.dtype == np.float32 for s in scales) and datas[0].size > 0
+    if not (served and fp8_gpu()):
+        return _reference(*operands, sizes=sizes)
+    from precir.kernels.triton.adam_update import adam_amax, adam_write
+
+    if not grouped:
+        m, n = 1, rows * columns
+    elif columns % wide == 0:  # the groups of all rows follow one another
+        m, n = rows * (columns // wide), wide
+    else:
+        m, n = rows, columns
+    kinds = [2 if size else min(1, s.size) for size, s in zip(sizes, scales, strict=True)]
+    tall = TILE // wide
+    tiles = -(-m // tall) * -(-n // wide)
+    names = ("WEIGHT", "FIRST", "SECOND", "GRADIENT")
+    constants = dict(zip(names, kinds, strict=True))
+    constants |= {"M": m, "N": n, "TALL": tall, "WIDE": wide, "HYPERS": hyper.shape[0]}
+    inputs = [
+        a
+        for data, scale in zip(datas, scales, strict=True)
+        for a in (data.reshape(examples, m, n), scale if scale.size else hyper)
+    ] + [hyper]
+    grid, found = (examples * tiles,), result((examples, tiles, 3), np.int32)
+    one = 1 in kinds[:3]
+    amax = jnp.zeros((examples, 3), np.float32)
+    if one and not given.size:
+        (parts,) = launch(adam_amax, inputs, [found], grid, warps=WARPS, **constants)
+        amax = largest(parts.transpose(0, 2, 1), (examples, 3))
+    used = given
+    if not given.size:
+        used = jnp.stack(
+            [power_of_two_scale(amax[:, i], d.dtype) for i, d in enumerate(datas[:3])], 1
+        )
+    nothing = result((1,), np.float32)
+    out = []
+    for data, scale, kind in zip(datas[:3], scales, kinds, strict=False):
+        out += [result(data.shape, data.dtype)]
+        out += [result(scale.shape, np.float32) if kind == 2 else nothing]
+    measured = bool(one and given.size)
+    *new, parts = launch(
+        adam_write,
+        [*inputs, used],
+        [*out, found if measured else result((1,), np.int32)],
+        grid,
+        warps=WARPS,
+        WEIGHT_CARRY=power_of_two_carry(datas[0].dtype),
+        FIRST_CARRY=power_of_two_carry(datas[1].dtype),
+        SECOND_CARRY=power_of_two_carry(datas[2].dtype),
+        AMAX=measured,
+        **constants,
+    )
+    if measured:
+        amax = largest(parts.transpose(0, 2, 1), (examples, 3))
+    for i, kind in enumerate(kinds[:3]):
+        if kind < 2:
+            new[2 * i + 1] = used[:, i] if kind else scales[i]
+    return *new, amax
+
+
+def _batch(
+    operands: tuple[Array, ...], dims: Dims, *, sizes: tuple[int, ...]
+) -> tuple[Results, Dims]:
+    shared = (*(False,) * 8, True, False)
+    folded, size = fold(operands, dims, shared=shared)
+    return unfold(adam_p.bind(*folded, sizes=sizes), size)
+
+
+adam_p = kernel_primitive(
+    "precir_adam_update", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+)
