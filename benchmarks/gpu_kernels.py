@@ -10,12 +10,14 @@ makes it read them, and those of its results.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
+from gpu_entry import SAME, WITHIN, Group, Kernel, Sizes, numbers
+from gpu_fused import FUSED
 from jax import lax
 from jax import numpy as jnp
 
@@ -34,120 +36,8 @@ from precir.kernels import (
 )
 from precir.scaled import ScaledArray
 
-Sizes = tuple[int, ...]
 NT = (((1,), (1,)), ((), ()))  # both operands contiguous along what is summed over
 SCALE = 2.0**-5  # a given one
-
-
-@dataclass(frozen=True)
-class Judge:
-    """How far a result may be from what it must be: ``differ`` of both, at most ``limit``."""
-
-    differ: Callable[[Any, Any], Any]
-    limit: float
-    text: str
-
-    def verdict(self, found: float) -> str:
-        """In words."""
-        return self.text.format(found) if found <= self.limit else f"WRONG: {found:.3g}"
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """A function with what it takes and what it may cost.
-
-    ``arguments`` makes them from a key, sizes, and whether to mix in special values. ``work`` are
-    its multiplications and additions in the format ``rate``. ``way`` is as `gpu_clock.taking`
-    has it. ``aim`` is what to reach: a share of the floor ("share"), operations in a second
-    ("rate"), or so many times as fast as the group's base ("over").
-    """
-
-    name: str
-    function: Callable[..., Any]
-    arguments: Callable[[jax.Array, Sizes, bool], tuple[Any, ...]]
-    judge: Judge
-    checked: tuple[Sizes, ...]
-    tiny: Sizes
-    reads: int = 1
-    work: Callable[[Sizes], float] | None = None
-    rate: Literal["fp8", "bf16"] = "fp8"
-    expected: Callable[..., Any] | None = None
-    way: str | None = None
-    aim: tuple[str, float] | None = None
-
-
-@dataclass(frozen=True)
-class Group:
-    """Kernels that are timed in turns at one size; ``base`` is what the others are compared to.
-    The lower the ``rank``, the earlier.
-    """
-
-    name: str
-    sizes: Sizes
-    kernels: tuple[Kernel, ...]
-    base: str
-    rank: int
-
-
-# --- how results are judged -----------------------------------------------------------------------
-
-
-def count_different(actual: Any, expected: Any) -> Any:
-    """How many elements have other bits; NaNs are alike."""
-    total = jnp.zeros((), np.int32)
-    for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        assert (a.dtype, a.shape) == (e.dtype, e.shape), (a.dtype, a.shape, e.dtype, e.shape)
-        kind = f"u{a.dtype.itemsize}"
-        different = lax.bitcast_convert_type(a, kind) != lax.bitcast_convert_type(e, kind)
-        if jnp.issubdtype(a.dtype, jnp.floating):
-            different &= ~(jnp.isnan(a) & jnp.isnan(e))
-        total += jnp.sum(different, dtype=np.int32)
-    return total
-
-
-UNITS = {"float32": 0.0, "bfloat16": 2**-8, "float16": 2**-11, "float8_e4m3fn": 2**-4}
-
-
-def share_of_bound(actual: Any, expected: Any) -> Any:
-    """The largest error over what is allowed: 1e-5 of the product of magnitudes, and where it is
-    rounded a unit in the last place.
-    """
-    value, magnitude, *largest = expected
-    result, *amax = actual if isinstance(actual, tuple) else (actual,)
-    unit, least = UNITS[result.dtype.name], 0.0
-    if isinstance(result, ScaledArray):
-        least = E4M3.smallest_subnormal * result.scale
-        result = result.unscale()
-    error = jnp.abs(result.astype(value.dtype) - value)
-    share = jnp.max(error / (1e-5 * magnitude + unit * jnp.abs(value) + least))
-    for a, e in zip(amax, largest, strict=True):
-        share = jnp.maximum(share, jnp.abs(a - e) / (1e-5 * e))
-    return share
-
-
-SAME = Judge(count_different, 0, "equal")
-WITHIN = Judge(share_of_bound, 1, "{:.2f} of 1e-5 and a last place")
-
-
-# --- numbers --------------------------------------------------------------------------------------
-
-SPECIAL = (
-    *(0.0, -0.0, np.inf, -np.inf, np.nan, 2.0**-126, 1e-40, 448, 449, 464, 480, -57344, 61440),
-    *(65504, 2.0**-9, 1.5 * 2.0**-10, 2.0**-10, 2.0**-16),
-)
-
-
-def numbers(key: jax.Array, shape: Sizes, dtype: Any = jnp.bfloat16, special: bool = False) -> Any:
-    """Gaussian ones; or of many magnitudes, every tenth special, some rows of zeros and of NaN."""
-    x = jax.random.normal(key, shape, np.float32)
-    if special:
-        one, other, third = jax.random.split(jax.random.fold_in(key, 1), 3)
-        x = x * 2.0 ** jax.random.randint(one, shape, -20, 12)
-        odd = jax.random.choice(other, np.array(SPECIAL, np.float32), shape)
-        x = jnp.where(jax.random.uniform(third, shape) < 0.1, odd, x)
-        row = lax.broadcasted_iota(np.int32, shape, 0)
-        x = jnp.where(row == 1, 0, jnp.where(row == 2, np.nan, x))
-    return x.astype(dtype)
 
 
 def one(dtype: Any = jnp.bfloat16) -> Callable[..., tuple[Any, ...]]:
@@ -158,6 +48,7 @@ def one(dtype: Any = jnp.bfloat16) -> Callable[..., tuple[Any, ...]]:
 # --- what moves bytes -----------------------------------------------------------------------------
 
 MATRICES = ((1, 1), (515, 1001), (1024, 4096))
+WIDE, STATE = (8192, 4096), (4096, 16384)
 LARGE, SMALL_MATRIX = (8192, 8192), (64, 256)
 _moving = partial(
     Kernel, judge=SAME, checked=MATRICES, tiny=SMALL_MATRIX, way="triton", aim=("share", 0.85)
@@ -319,10 +210,12 @@ BY_OTHERS = (
     scaled_product("row", "triton", formats=(E4M3, E5M2)),
 )  # fmt: skip
 
-KERNELS = (*QUANTIZE, *DOTS, LAYER, XLA_FP8, *BY_OTHERS, *OTHERS)
+KERNELS = (*QUANTIZE, *DOTS, *FUSED, LAYER, XLA_FP8, *BY_OTHERS, *OTHERS)
 
 # Those that are run in the tiny mode; of the others the shapes are made.
-TINY = frozenset(k.name for k in (QUANTIZE[-2], DOTS[2], LAYER, *OTHERS[-2:]))
+TINY = frozenset(
+    k.name for k in (QUANTIZE[-2], DOTS[2], LAYER, FUSED[2], FUSED[-3], FUSED[-1], OTHERS[-1])
+)
 
 # Tokens times features in and out of the layers of a 7B model and of one of 125M, forward and for
 # a gradient, and what is small. Every other one is timed; all are for the table of choices.
@@ -346,7 +239,10 @@ def groups(tiny: bool = False) -> tuple[Group, ...]:
         # The last is what the choice says of one scale for each tensor: the one that users get.
         chosen = replace(scaled_product("tensor", None), aim=("over", 1.0))
         each = (*(_aimed(k, sizes) for k in timed), chosen)
-        found.append(Group("product", sizes, each, "bf16", 1 if sizes in SQUARES else 3))
+        found.append(Group("product", sizes, each, "bf16", 1 if sizes in SQUARES else 3.2))
+    for kernel in FUSED:
+        sizes = STATE if kernel.name.startswith("adam") else WIDE
+        found.append(Group(kernel.name, sizes, _beside_xla(kernel), "XLA", 3))
     found.append(Group(LAYER.name, SQUARES[1], (LAYER,), "", 4))
     found += [Group(k.name, LARGE, _beside_xla(k), "XLA", 4) for k in OTHERS]
     found += [Group(k.name, (2048, 4096), _beside_xla(k), "XLA", 5) for k in QUANTIZE[:6]]

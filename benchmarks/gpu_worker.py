@@ -27,7 +27,7 @@ import gpu_steps as steps
 import jax
 import numpy as np
 from gpu_clock import chain, made_of, on_gpu, taking, together
-from gpu_kernels import Group, Kernel, Sizes
+from gpu_entry import Group, Kernel, Sizes, numbers
 from jax import numpy as jnp
 
 PACKAGES = ("jax", "jaxlib", "triton", "jax-triton", "flax", "qwix", "numpy")
@@ -218,7 +218,7 @@ def ceilings(bench: Bench) -> None:
     size = 1 << (12 if bench.tiny else 28)
     side = 64 if bench.tiny else 8192
     # Gaussian, since a GPU that multiplies constants draws less power, and is faster for it.
-    make = jax.jit(kernels.numbers, static_argnums=(1, 2))
+    make = jax.jit(numbers, static_argnums=(1, 2))
     keys = jax.random.split(jax.random.key(0), 3)
     x, a = (
         [(make(k, (size,), np.float32),) for k in keys[:2]],
