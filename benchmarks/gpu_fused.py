@@ -1,7 +1,7 @@
 """The entries of gpu_kernels.py for what is fused around products, and for the optimizer."""
 
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from precir.kernels import (
     adam_update,
     norm_gradients,
     norm_quantize,
+    norm_scale,
     quantize,
 )
 
@@ -44,6 +45,7 @@ def numbers(key: jax.Array, shape: Sizes, special: bool) -> Any:
 # --- activations ----------------------------------------------------------------------------------
 
 
+@cache
 def several(*widths: int) -> Callable[..., tuple[Any, ...]]:
     """Matrices so many times as wide as they are said to be; the last is ordinary."""
 
@@ -58,10 +60,19 @@ def several(*widths: int) -> Callable[..., tuple[Any, ...]]:
     return make
 
 
+def _given(x: jax.Array, scale: jax.Array) -> Any:
+    written = gelu(x, scale=scale, amax=True)
+    return written.quantized.data, written.amax  # what was given is not returned: a copy
+
+
+def _with_scale(key: jax.Array, sizes: Sizes, special: bool) -> tuple[Any, ...]:
+    return numbers(key, sizes, special), jnp.float32(SCALE)
+
+
 gelu = partial(act_quantize, format=E4M3, activation="gelu_tanh")
 swiglu = partial(act_quantize, format=E4M3, activation="silu", packed=True)
 ACTIVATIONS = (
-    _near("act_quantize, gelu, given scale", partial(gelu, scale=SCALE, amax=True), several(1)),
+    _near("act_quantize, gelu, given scale, amax", _given, _with_scale),
     _near("act_quantize, gelu, 1x128", partial(gelu, block=LINES), several(1)),
     _near(
         "act_quantize, swiglu, 1x128, both", partial(swiglu, block=LINES, transposed=True),
@@ -98,6 +109,16 @@ def _norm_gradients(x: Any, weight: Any, gradient: Any, mean: Any, rstd: Any) ->
     return norm_gradients(x, gradient, mean, rstd, weight=weight)
 
 
+def _layer(x: jax.Array, weight: jax.Array, scale: jax.Array) -> Any:
+    written, mean, rstd = _norm(x, weight, scale=scale)
+    return written.quantized.data, mean, rstd
+
+
+def _with_bound(key: jax.Array, sizes: Sizes, special: bool) -> tuple[Any, ...]:
+    x, weight = _with_weight(key, sizes, special)
+    return x, weight, norm_scale(sizes[1], E4M3, weight=weight)
+
+
 def _gradient_operands(key: jax.Array, sizes: Sizes, special: bool) -> tuple[Any, ...]:
     # Sums over the rows are of the size of their terms where these do not cancel.
     x, weight = _with_weight(key, sizes, False)
@@ -109,7 +130,7 @@ def _gradient_operands(key: jax.Array, sizes: Sizes, special: bool) -> tuple[Any
 
 
 NORMS = (
-    _near("norm_quantize, layer, proved scale", partial(_norm, scale="proved"), _with_weight),
+    _near("norm_quantize, layer, proved scale", _layer, _with_bound),
     _near(
         "norm_quantize, rms, 1x128, both",
         partial(_norm, kind="rms", block=LINES, transposed=True), _with_weight,

@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import gpu_kernels as kernels
@@ -122,9 +122,13 @@ def difference(kernel: Kernel, sizes: Sizes) -> float:
 
 
 def _arguments(kernel: Kernel, sizes: Sizes, seed: int, special: bool = False) -> Any:
-    make = partial(kernel.arguments, sizes=sizes, special=special)
     with taking("reference"):
-        return jax.jit(make)(jax.random.key(seed))
+        return _maker(kernel.arguments, sizes, special)(jax.random.key(seed))
+
+
+@cache
+def _maker(arguments: Callable[..., Any], sizes: Sizes, special: bool) -> Any:
+    return jax.jit(partial(arguments, sizes=sizes, special=special))
 
 
 def _shapes(kernel: Kernel) -> Any:
