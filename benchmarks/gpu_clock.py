@@ -1,4 +1,4 @@
-"""How benchmarks/gpu.py tells the time of a GPU, and what a compiled program is made of.
+"""How benchmarks/gpu.py tells the time of a GPU, what a program is made of, and what it runs on.
 
 A launch costs the host some microseconds, and a call of a JAX program a hundred, so neither a
 kernel nor a call is timed alone. `chain` makes one program that runs a function on several sets of
@@ -9,6 +9,9 @@ several times without waiting, waits for the last, and takes off what a single o
 left is the device's time of those in between. Contenders take turns; the median counts.
 """
 
+import importlib.metadata
+import platform
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +27,7 @@ from precir.kernels.launch import target
 from precir.target.hlo import parse
 from precir.target.traffic import traffic
 
+PACKAGES = ("jax", "jaxlib", "triton", "jax-triton", "flax", "qwix", "numpy")
 LEAST, MOST = 3, 20  # calls that are started before the clock is read
 ROUNDS = 25  # at most
 AT_ONCE = 0.02  # seconds that the calls of a reading take, or so
@@ -124,3 +128,21 @@ def made_of(call: Any, times: int = 1) -> str:
     share = [f"{low} of {total} products in FP8"] if total > times else []
     names = [f"{n // times} {name}" if n > times else name for name, n in counts.most_common()]
     return "; ".join([*share, ", ".join(names) or "XLA"])
+
+
+def environment() -> dict[str, str]:
+    """The device and what runs on it."""
+    found = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
+    found |= {"machine": platform.machine(), "python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    if on_gpu():
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        try:
+            found["driver"] = subprocess.check_output(query, text=True).split()[0]
+        except (OSError, subprocess.CalledProcessError, IndexError):
+            found["driver"] = "unknown"
+    return found

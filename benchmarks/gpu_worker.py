@@ -9,12 +9,9 @@ start another one, from that job on and without that contender.
 """
 
 import gc
-import importlib.metadata
 import json
 import math
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -26,11 +23,10 @@ import gpu_kernels as kernels
 import gpu_steps as steps
 import jax
 import numpy as np
-from gpu_clock import chain, made_of, on_gpu, taking, together
+from gpu_clock import chain, environment, made_of, taking, together
 from gpu_entry import Group, Kernel, Sizes, numbers
 from jax import numpy as jnp
 
-PACKAGES = ("jax", "jaxlib", "triton", "jax-triton", "flax", "qwix", "numpy")
 A_RUN = 2e-3  # seconds that a program should take
 MOST_SETS, MOST_BYTES = 32, 4 << 30
 GIB = 1 << 30
@@ -342,24 +338,6 @@ def jobs(choice: bool, tiny: bool, only: str) -> list[Job]:
         ranked.append((model.rank, job))
     found += [job for _, job in sorted(ranked, key=lambda r: r[0])]
     return [job for job in found if only in job.name or job.name == "ceilings"]
-
-
-def environment() -> dict[str, str]:
-    """The device and what runs on it."""
-    found = {"device": jax.devices()[0].device_kind, "platform": jax.default_backend()}
-    found |= {"machine": platform.machine(), "python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    if on_gpu():
-        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-        try:
-            found["driver"] = subprocess.check_output(query, text=True).split()[0]
-        except (OSError, subprocess.CalledProcessError, IndexError):
-            found["driver"] = "unknown"
-    return found
 
 
 def speaker() -> Callable[[dict[str, Any]], None]:
