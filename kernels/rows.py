@@ -6,6 +6,11 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from precir.scaled import ScaledArray, full_block
+
+_with_layout: Any = with_layout_constraint
 
 __all__ = ["put_row", "row"]
 
@@ -21,7 +26,12 @@ def row(stack: Any, at: Any) -> Any:
         part = lax.dynamic_slice(array, start, size, allow_negative_indices=False)
         return lax.squeeze(part, (0,))
 
-    return jax.tree.map(one, stack)
+    taken = jax.tree.map(one, stack)
+    if isinstance(taken, ScaledArray):
+        return ScaledArray(
+            taken.data, taken.scale, full_block(stack.block, taken.ndim) if stack.block else ()
+        )
+    return taken
 
 
 def put_row(stack: Any, new: Any, at: Any) -> Any:
@@ -30,6 +40,10 @@ def put_row(stack: Any, new: Any, at: Any) -> Any:
     def one(array: Any, part: Any) -> Any:
         start = (at, *(0 for _ in array.shape[1:]))
         part = lax.expand_dims(part, (0,))
-        return lax.dynamic_update_slice(array, part, start, allow_negative_indices=False)
+        stack = lax.dynamic_update_slice(array, part, start, allow_negative_indices=False)
+        # Else XLA:GPU may keep all layers transposed in the loop, where a product wants one so.
+        return _with_layout(stack, Layout(tuple(range(stack.ndim))))
 
-    return jax.tree.map(one, stack, new)
+    if isinstance(stack, ScaledArray):  # blocks of a stack are those of its rows, and one axis more
+        return ScaledArray(one(stack.data, new.data), one(stack.scale, new.scale), stack.block)
+    return one(stack, new)

@@ -82,6 +82,7 @@ def plan_update(
         pairs = _pairs(look, paired, spare)
         refused = [r for r in (_refused(part, look, pairs) for part in look.parts()) if r]
         if not refused:
+            _join_readers(look, pairs)
             plan = _plan(look, pairs, tuple(dict.fromkeys(excluded.values())))
             if plan.passes == 1 or not _seen(scan):
                 return plan
@@ -112,6 +113,7 @@ class _Look:
       escapes: stacks that something reads whole, and what (None: the graph returns it).
       outside: stacks from outside that rows are taken of.
       late: nodes that would need a third pass.
+      read: stacks from outside, or made of them by rows, that folds sum up.
     """
 
     def __init__(self, graph: Graph, scan: Node, excluded: AbstractSet[Value]) -> None:
@@ -123,10 +125,11 @@ class _Look:
         self.escapes: dict[Value, Node | None] = {}
         self.outside: dict[Value, None] = {}
         self.late: set[Node] = set()
+        self.read: set[Value] = set()
         carry = scan.params["num_carry"]
         self.scanned = set(scan.inputs[scan.params["num_consts"] + carry :])
         for i, v in enumerate(scan.outputs):
-            if i >= carry and v.type.scale is None and v not in excluded:
+            if i >= carry and row_type(v.type) is not None and v not in excluded:
                 self.level[v] = 0
             else:
                 self.ready[v] = 1
@@ -146,7 +149,7 @@ class _Look:
             return
         before = max(self.level[o] for o in stacks)
         rows, fold = by_rows(node), fold_of(node)
-        fits = rows is not None and self._fits(node, rows)
+        fits = rows is not None and self.fits(node, rows)
         if rows is not None and fits and max(before, known) < 2:
             self._by_rows(node, rows, max(before, known))
             return
@@ -163,9 +166,9 @@ class _Look:
         self.level[node.outputs[0]] = level
         for o, takes in zip(node.inputs, rows.takes, strict=True):
             if takes == ROW and isinstance(o, Value) and o not in self.level:
-                self._take(o)
+                self.take(o)
 
-    def _fits(self, node: Node, rows: Rows) -> bool:
+    def fits(self, node: Node, rows: Rows) -> bool:
         """Whether operands taken by rows are stacks, and others are not."""
         length = self.scan.params["length"]
         for o, takes in zip(node.inputs, rows.takes, strict=True):
@@ -189,7 +192,7 @@ class _Look:
         taken = zip(operand.node.inputs, rows.takes, strict=True)
         return all(self._has_rows(o) for o, takes in taken if takes == ROW)
 
-    def _take(self, value: Value) -> None:
+    def take(self, value: Value) -> None:
         """Take rows of a stack from outside. It is made by rows itself where it can be, so that
         what is computed of state alone is no stack either.
         """
@@ -203,7 +206,7 @@ class _Look:
         self.rows[node] = rows
         for o, takes in zip(node.inputs, rows.takes, strict=True):
             if takes == ROW and isinstance(o, Value):
-                self._take(o)
+                self.take(o)
 
     def parts(self) -> list[list[Value]]:
         """The stacks, by what is made of the same gradients."""
@@ -286,7 +289,7 @@ def _plan(look: _Look, pairs: Mapping[Value, Value], refusals: tuple[Refusal, ..
         tuple(v for v in look.scan.outputs if v in look.level),
         results,
         tuple(look.outside),
-        frozenset(look.level),
+        frozenset({*look.level, *look.read}),
         tuple(_copies(look, pairs)),
         1 + max([0, *(r.level for r in results), *(at for _, at in look.folds.values())]),
         refusals,
@@ -295,13 +298,54 @@ def _plan(look: _Look, pairs: Mapping[Value, Value], refusals: tuple[Refusal, ..
 
 def _copies(look: _Look, pairs: Mapping[Value, Value]) -> Iterator[tuple[Value, Node]]:
     """Overwritten stacks with readers that need not come before the loop."""
-    before = look.graph.ancestors(look.scan) | {look.scan}
-    for node, rows in look.rows.items():
-        for o, takes in zip(node.inputs, rows.takes, strict=True):
-            if takes != ROW and isinstance(o, Value) and o.node is not None:
-                before |= look.graph.ancestors(o.node) | {o.node}
+    before = _before(look)
     for over in pairs.values():
         for user in look.graph.users.get(over, ()):
             if user not in before and user not in look.rows and user not in look.folds:
                 yield over, user
                 break
+
+
+def _before(look: _Look) -> set[Node]:
+    """What comes before the loop, since the loop depends on it."""
+    before = look.graph.ancestors(look.scan) | {look.scan}
+    for node, rows in look.rows.items():
+        for o, takes in zip(node.inputs, rows.takes, strict=True):
+            if takes != ROW and isinstance(o, Value) and o.node not in before and o.node:
+                before |= look.graph.ancestors(o.node) | {o.node}
+    return before
+
+
+def _join_readers(look: _Look, pairs: Mapping[Value, Value]) -> None:
+    """Sum up in the loop what is summed up of a stack that it overwrites (the norm of a weight):
+    a reader that need not come first would cost a copy of the stack.
+    """
+    before = _before(look)
+    for over in pairs.values():
+        for user in look.graph.users.get(over, ()):
+            if user in before or user in look.rows or user in look.folds:
+                continue
+            folds = _folds_after(user, look, before)
+            for node, fold in folds or ():
+                look.folds[node] = fold, 0
+                operand = node.inputs[0]
+                assert isinstance(operand, Value)
+                look.read.add(operand)
+                look.take(operand)
+
+
+def _folds_after(
+    node: Node, look: _Look, before: AbstractSet[Node]
+) -> list[tuple[Node, Fold]] | None:
+    """The reductions that are all that a reader of a stack comes to; None if it is more."""
+    rows, fold = by_rows(node), fold_of(node)
+    later = any(o in look.level or o in look.ready for o in node.inputs)
+    if node in before or later:
+        return None
+    if rows is None or not look.fits(node, rows):
+        return [(node, fold)] if fold is not None and len(node.inputs) == 1 else None
+    users = look.graph.users.get(node.outputs[0], ())
+    found = [_folds_after(u, look, before) for u in users]
+    if not users or None in found or node.outputs[0] in look.graph.outputs:
+        return None
+    return [pair for pairs in found if pairs for pair in pairs]

@@ -15,7 +15,7 @@ from precir.ir import Literal, Node
 from precir.passes.grains import Grain, grain
 from precir.report.gather import recipe_in_words
 from precir.text import externals_of, parse, print_graph
-from tests.programs import PROGRAMS, Program, every_program, run
+from tests.programs import PROGRAMS, Program, run
 
 FINER = ("fp8-row", "fp8-block", "mxfp8")
 finer = pytest.mark.parametrize("recipe", FINER)
@@ -75,8 +75,11 @@ chosen = pytest.mark.parametrize(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["fp8-block", "scaled-fp8"])
-@every_program
+@pytest.mark.parametrize(
+    ("program", "recipe"),  # every program under one of them, in turn
+    [(p, ("fp8-block", "scaled-fp8")[i % 2]) for i, p in enumerate(PROGRAMS)],
+    ids=lambda x: getattr(x, "name", x),
+)
 def test_compiles_to_text_and_source(program: Program, recipe: str) -> None:
     args, kwargs = arguments(program)
     compiled = precir.compile(program.step, recipe=recipe, **program.options())

@@ -1,6 +1,7 @@
 """The report counts what the program does, and says it whole, in text, as data and on screen."""
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -335,3 +336,18 @@ def test_bytes_text(count: int, expected: str) -> None:
 )  # fmt: skip
 def test_percent_text(part: int, whole: int, expected: str) -> None:
     assert percent_text(part, whole) == expected
+
+
+def test_every_product_in_fp8_says_its_way_on_a_gpu() -> None:
+    """And the model never sends one where it would be slower than in bf16."""
+    w = jnp.ones((512, 256))
+    step = precir.compile(lambda x, w: jnp.sum(jnp.tanh(x @ w) @ w.T), recipe="fp8-block")
+    report = step.report(jnp.ones((64, 512)), w)
+    assert [bool(p.way) for p in report.products] == [p.low for p in report.products]
+    for p in report.products:
+        if p.low:
+            way, times = p.way.split(": ", 1)
+            took = {n: float(t) for n, t in re.findall(r"(\w+) ([\d.]+) us", times)}
+            assert took[way] <= 1.05 * took["bf16"]
+            assert "by the model" in times or "measured" in times
+    assert "Products in FP8 on a GPU" in str(report)

@@ -239,6 +239,18 @@ def test_one_stack_may_stay_while_others_move() -> None:
     ]
 
 
+def test_a_logged_norm_of_the_weights_costs_no_copy() -> None:
+    def train(params: Any, batch: Any) -> Any:
+        value, gradients = jax.value_and_grad(loss)(params, batch)
+        new = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradients)
+        return new, (value, optax.tree.norm(params))
+
+    distance, report = compared(train, parameters())
+    assert distance < 1e-6
+    assert [(u.fused, u.passes, u.reason) for u in report.updates] == [(True, 1, "")]
+    assert growth(train, lambda p: p, "lomo") <= SAVED / LAYER + 0.05
+
+
 def rms(x: Array) -> Array:
     return jnp.sqrt(jnp.mean(x * x, axis=tuple(range(1, x.ndim)), keepdims=True))
 

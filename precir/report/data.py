@@ -32,6 +32,8 @@ class ProductRow:
       op: JAX's name of the operation.
       times: how often it runs in one call, None if that depends on the data.
       flops: floating-point operations of one run, None if unknown.
+      way: for 8 bits, what computes it on a GPU and the times that decide so
+        (`precir.kernels.choice`).
     """
 
     low: bool
@@ -45,6 +47,7 @@ class ProductRow:
     op: str
     times: int | None
     flops: int | None
+    way: str = ""
 
 
 @dataclass(frozen=True)

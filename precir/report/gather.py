@@ -26,6 +26,7 @@ from precir.report.data import (
     by_format,
 )
 from precir.report.units import format_name, shape_text, type_bytes
+from precir.report.ways import way_of
 
 if TYPE_CHECKING:
     from precir.program import Program
@@ -209,6 +210,7 @@ def _product(product: Product, times: int | None) -> ProductRow:
         op=node.op,
         times=times,
         flops=_flops(node),
+        way=way_of(product),
     )
 
 

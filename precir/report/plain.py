@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from precir.report.data import FormatSum, Report, TensorRow, UpdateRow
@@ -21,6 +22,7 @@ def plain(report: Report) -> str:
         _titled("Formats of the residuals", _sums(report.residual_formats)),
         _titled("Products in program order", _products(report)),
         *_wide(report),
+        _titled("Products in FP8 on a GPU", _ways(report)),
         _titled("Kept wide for what they hold", _kept(report)),
         _titled("Changes of scale, by layer", _rescales(report)),
         _titled("Updates in backward loops", _updates(report)),
@@ -89,6 +91,13 @@ def _products(report: Report) -> list[str]:
         ],
         right=(6,),
     )
+
+
+def _ways(report: Report) -> list[str]:
+    """Alike ones together."""
+    alike = Counter((p.format, p.shape, p.way) for p in report.products if p.way)
+    rows = [(f"{count}", *key) for key, count in alike.items()]
+    return table(("products", "format", "shape", "way, and why"), rows, right=(0,))
 
 
 def _wide(report: Report) -> Iterable[str]:

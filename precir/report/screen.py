@@ -42,6 +42,11 @@ def screen(report: Report, width: int) -> Iterator[RenderableType]:
     if report.low and report.wide:
         yield from _section("Not in FP8", "and why")
         yield _wide(report)
+    if report.low:
+        yield from _section(
+            "On a GPU", "what computes products in 8 bits; the whole report says why"
+        )
+        yield _ways(report)
     if report.kept:
         yield from _section("Kept wide", "for what they hold")
         yield _kept(report)
@@ -119,6 +124,21 @@ def _sums(sums: Sequence[FormatSum]) -> Table:
         share = percent_text(s.bytes, total)
         count = Text(f"{s.count} tensor{'s' if s.count != 1 else ' '}", "dim")
         table.add_row(_format(s.format), bytes_text(s.bytes), share, count, bar)
+    return table
+
+
+def _ways(report: Report) -> Table:
+    """How many products take each way, and the way of the largest."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    ways: dict[str, list[ProductRow]] = {}
+    for p in report.products:
+        if p.way:
+            ways.setdefault(p.way.partition(":")[0], []).append(p)
+    for way, rows in sorted(ways.items(), key=lambda item: -len(item[1])):
+        largest = max(rows, key=lambda p: p.flops or 0)
+        table.add_row(
+            way, Text(f"{len(rows)}", "dim"), Text(f"{largest.shape}: {largest.way}", "dim")
+        )
     return table
 
 

@@ -194,9 +194,10 @@ def _triton(
     matrices = [a for a in given if len(a.shape) > 1][:2]
     out = call.types[0] if call.types else Array("", ())
     flops = 0
-    if len(matrices) == 2 and len(out.shape) == len(matrices[0].shape) == len(matrices[1].shape):
+    if len(matrices) == 2 and len(out.shape) > 1:  # operands may have any axes, results b, m, n
         sizes = math.prod(a.size for a in (*matrices, out))  # bmk bkn bmn = b^3 (mkn)^2
-        flops = 2 * math.isqrt(sizes // max(1, math.prod(out.shape[:-2])))
+        sizes //= max(1, math.prod(out.shape[:-2]))
+        flops = 2 * math.isqrt(sizes) if math.isqrt(sizes) ** 2 == sizes else 0
     return Product(name, operands, out.dtype, 1, flops)
 
 
