@@ -3,7 +3,8 @@
 `SEVEN_B` has the layers of a 7B model: 32 of them, 4096 wide, 6.6 billion weights. Layers are
 scanned over (one body, weights stacked) or unrolled (one after the other), and rematerialised or
 not. The weights and the optimizer's state are float32, and the model is an ordinary float32
-program, for a recipe to narrow; `dtype=jnp.bfloat16` casts by hand, as programs without precir do.
+program, for a recipe to narrow; `dtype=jnp.bfloat16` casts by hand, as programs without precir do,
+and `product` puts another library's products in the place of those with weights.
 """
 
 import functools
@@ -16,6 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 
 Tree = Any
+
+
+def multiply(x: jax.Array, weights: Tree, name: str) -> jax.Array:
+    """x[batch, length, in] times a layer's weight of that name, in the dtype of x."""
+    product: jax.Array = x @ weights[name].astype(x.dtype)
+    return product
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class Shape:
     remat: bool = True
     optimizer: str = "adam"  # or "sgd"
     dtype: Any = None  # of products and what follows them, if cast by hand
+    product: Callable[[jax.Array, Tree, str], jax.Array] = multiply
 
     @property
     def parameters(self) -> int:
@@ -98,16 +106,16 @@ def layer_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
 def block(p: Tree, x: jax.Array, shape: Shape) -> jax.Array:
     """One layer, x[batch, length, width]: attention, then the MLP."""
     batch, length, width = x.shape
-    w = {k: v if k.startswith("ln") else v.astype(x.dtype) for k, v in p.items()}
-    qkv = layer_norm(x, w["ln_1"]) @ w["qkv"]
+    qkv = shape.product(layer_norm(x, p["ln_1"]), p, "qkv")
     qkv = qkv.reshape(batch, length, 3, shape.heads, width // shape.heads)
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)
     scores = (q @ k.swapaxes(2, 3)).astype(jnp.float32) * (width // shape.heads) ** -0.5
     causal = jnp.tril(jnp.ones((length, length), bool))
     weights = jax.nn.softmax(jnp.where(causal, scores, -jnp.inf)).astype(x.dtype)
     mixed = (weights @ v).swapaxes(1, 2).reshape(x.shape)
-    x = x + mixed @ w["proj"]
-    return x + jax.nn.gelu(layer_norm(x, w["ln_2"]) @ w["up"]) @ w["down"]
+    x = x + shape.product(mixed, p, "proj")
+    up = shape.product(layer_norm(x, p["ln_2"]), p, "up")
+    return x + shape.product(jax.nn.gelu(up), p, "down")
 
 
 def loss_fn(params: Tree, tokens: jax.Array, shape: Shape) -> jax.Array:
@@ -133,24 +141,28 @@ def loss_fn(params: Tree, tokens: jax.Array, shape: Shape) -> jax.Array:
 def make_train_step(shape: Shape) -> Callable[[Tree, Tree, jax.Array], tuple[Tree, Tree, Any]]:
     """`train_step(params, opt, tokens) -> params, opt, loss`."""
 
+    def train_step(params: Tree, opt: Tree, tokens: jax.Array) -> tuple[Tree, Tree, Any]:
+        loss, grads = jax.value_and_grad(loss_fn)(params, tokens, shape)
+        return *update(params, opt, grads), loss
+
+    return train_step
+
+
+def update(params: Tree, opt: Tree, grads: Tree) -> tuple[Tree, Tree]:
+    """The weights and the optimizer's state after one step: Adam if it has moments, else SGD."""
+
     def adam(p: Any, m: Any, v: Any, g: Any, t: Any) -> tuple[Any, Any, Any]:
         m, v = 0.9 * m + 0.1 * g, 0.95 * v + 0.05 * g * g
         step = (m / (1 - 0.9**t)) / (jnp.sqrt(v / (1 - 0.95**t)) + 1e-8)
         return p - 3e-4 * step, m, v
 
-    def train_step(params: Tree, opt: Tree, tokens: jax.Array) -> tuple[Tree, Tree, Any]:
-        loss, grads = jax.value_and_grad(loss_fn)(params, tokens, shape)
-        count = opt["count"] + 1
-        if shape.optimizer == "sgd":
-            return jax.tree.map(lambda p, g: p - 1e-2 * g, params, grads), {"count": count}, loss
-        t = count.astype(jnp.float32)
-        moved = jax.tree.map(
-            lambda p, m, v, g: adam(p, m, v, g, t), params, opt["m"], opt["v"], grads
-        )
-        params, m, v = (jax.tree.map(lambda _, r, i=i: r[i], params, moved) for i in range(3))
-        return params, {"count": count, "m": m, "v": v}, loss
-
-    return train_step
+    count = opt["count"] + 1
+    if "m" not in opt:
+        return jax.tree.map(lambda p, g: p - 1e-2 * g, params, grads), {"count": count}
+    t = count.astype(jnp.float32)
+    moved = jax.tree.map(lambda p, m, v, g: adam(p, m, v, g, t), params, opt["m"], opt["v"], grads)
+    params, m, v = (jax.tree.map(lambda _, r, i=i: r[i], params, moved) for i in range(3))
+    return params, {"count": count, "m": m, "v": v}
 
 
 # --- shardings ------------------------------------------------------------------------------------
