@@ -39,7 +39,7 @@ from gpu_table import CHOICE, Found, choice_table, laid_out, markdown, show, tab
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.md"
 WORKER = ROOT / "benchmarks" / "gpu_worker.py"
-PATIENCE = 200  # seconds without a word, after which a worker hangs
+PATIENCE = 240  # seconds without a word, after which a worker hangs
 GRACE = 30  # seconds past the end
 CRASHES = 8  # after which it is given up
 

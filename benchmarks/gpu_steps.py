@@ -30,7 +30,7 @@ PRODUCTS = ("qkv", "proj", "up", "down")
 BF16 = "bf16"
 FLAX, QWIX = "flax FP8 ops", "qwix"
 CONTENDERS = (BF16, "fp8", "fp8-block", FLAX, "bf16-mixed", "fp8-lm-block", QWIX)
-TINY_CONTENDERS = (BF16, "fp8-lm-block", FLAX, QWIX)
+TINY_CONTENDERS = (BF16, "fp8", FLAX, QWIX)
 
 
 def _load(name: str) -> ModuleType:
