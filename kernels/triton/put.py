@@ -71,9 +71,10 @@ def put(
     row, column = tl.arange(0, TALL)[:, None], tl.arange(0, WIDE)[None, :]
     inside = (row < M - top) & (column < N - left)
     bits = finite_bits(value)
-    start = top * TOTAL + FIRST + left
+    first = top * 0 + (FIRST + left)  # in 64 bits, as rows are counted
+    start = top * TOTAL + first
     at = row * TOTAL + column
-    flipped += (FIRST + left) * M + top
+    flipped += first * M + top
     turned = tl.arange(0, WIDE)[:, None] * M + tl.arange(0, TALL)[None, :]
     within = (tl.arange(0, WIDE)[:, None] < N - left) & (tl.arange(0, TALL)[None, :] < M - top)
     if DATA:
@@ -87,7 +88,7 @@ def put(
             if SIZE >= WIDE:  # one group, of all that is here
                 scale = scale_bits(tl.max(bits, axis=1, keep_dims=True), CARRY)
                 data = narrow(value, inverse(scale), dtype)
-                group = (top + row) * across + (FIRST + left) // SIZE
+                group = (top + row) * across + first // SIZE
                 store_scale(scales + group, scale, row < M - top)
             else:
                 many: tl.constexpr = WIDE // SIZE
@@ -96,14 +97,14 @@ def put(
                 data = narrow(tl.reshape(value, (TALL, many, SIZE)), inverse(scale), dtype)
                 data = tl.reshape(data, (TALL, WIDE))
                 r, g = tl.arange(0, TALL)[:, None, None], tl.arange(0, many)[None, :, None]
-                group = (top + r) * across + (FIRST + left) // SIZE + g
+                group = (top + r) * across + first // SIZE + g
                 store_scale(scales + group, scale, (r < M - top) & (g * SIZE < N - left))
             if FLIP:
                 down: tl.constexpr = (M + TALL - 1) // TALL
                 scale = scale_bits(tl.max(bits, axis=0, keep_dims=True), CARRY)
                 other = narrow(value, inverse(scale), dtype)
                 tl.store(flipped + turned, tl.trans(other), mask=within)
-                group = (FIRST + left + column) * down + top // TALL
+                group = (first + column) * down + top // TALL
                 store_scale(flipped_scales + group, scale, column < N - left)
         tl.store(out + start + at, data, mask=inside)
     if PLAIN:
