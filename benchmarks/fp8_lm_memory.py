@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 import precir
 from precir.recipe import Store
@@ -83,7 +83,10 @@ def specs(state: Tree, layout: Layout) -> Tree:
 
 def measure(shape: Any, recipe: Any, layout: Layout, target: str) -> tuple[Memory, Tree]:
     """One step: what each device takes, and the abstract state as the recipe stores it."""
-    shape = replace(shape, batch=shape.batch * layout.data)
+    if layout != Layout():
+        mesh = AbstractMesh(tuple(layout.mesh.values()), tuple(layout.mesh))
+        rows = NamedSharding(mesh, PartitionSpec("data", "model"))
+        shape = replace(shape, batch=shape.batch * layout.data, rows=rows)
     step = precir.compile(shapes.make_train_step(shape), recipe=recipe, donate_argnums=(0, 1))
     args = jax.eval_shape(step.init, *shapes.abstract_args(shape))
     if layout == Layout():

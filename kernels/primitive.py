@@ -73,14 +73,14 @@ def _rule(function: Callable[..., Results]) -> Callable[..., Any]:
     def rule(context: Any, *operands: Any, **params: Any) -> Any:
         module = context.module_context
         # XLA partitions no kernel of ours: each device would get, and compute, all of it.
-        platforms = () if partitioned(module.axis_context) else tuple(module.platforms)
+        platforms = () if _partitioned(module.axis_context) else tuple(module.platforms)
         with lowering_for(platforms):
             return lower(context, *operands, **params)
 
     return rule
 
 
-def partitioned(axes: Any) -> bool:
+def _partitioned(axes: Any) -> bool:
     """Whether XLA divides what is lowered among devices, as outside of ``jax.shard_map``."""
     if hasattr(axes, "manual_axes"):
         return any(n > 1 for name, n in axes.mesh.shape.items() if name not in axes.manual_axes)

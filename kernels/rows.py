@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.custom_batching import custom_vmap
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.experimental.layout import Layout, with_layout_constraint
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
-from precir.kernels.primitive import partitioned
 from precir.scaled import ScaledArray, full_block
 
 _with_layout: Any = with_layout_constraint
@@ -44,27 +43,31 @@ def put_row(stack: Any, new: Any, at: Any) -> Any:
         start = (at, *(0 for _ in array.shape[1:]))
         part = lax.expand_dims(part, (0,))
         stack = lax.dynamic_update_slice(array, part, start, allow_negative_indices=False)
-        return _as_it_lies.bind(stack)
+        return _as_it_lies(stack)
 
     if isinstance(stack, ScaledArray):  # blocks of a stack are those of its rows, and one axis more
         return ScaledArray(one(stack.data, new.data), one(stack.scale, new.scale), stack.block)
     return one(stack, new)
 
 
-def _lower(context: Any, stack: Any) -> Any:
-    if partitioned(context.module_context.axis_context):
-        return [stack]  # XLA would collect the whole stack on every device first
-    return _laid_out(context, stack)
+def _pinned(stack: jax.Array) -> jax.Array:
+    """An array in the layout that it has outside of the loop: else XLA:GPU may keep all layers
+    transposed in it, where a product wants one so.
+    """
+    pinned: jax.Array = _with_layout(stack, Layout(tuple(range(stack.ndim))))
+    return pinned
 
 
-# An array in the layout that it has outside of the loop: else XLA:GPU may keep all layers
-# transposed in it, where a product wants one so.
-_as_it_lies: Any = Primitive("as_it_lies")
-_as_it_lies.def_impl(lambda stack: stack)
-_as_it_lies.def_abstract_eval(lambda stack: stack)
-_laid_out: Any = mlir.lower_fun(
-    lambda stack: _with_layout(stack, Layout(tuple(range(stack.ndim)))), multiple_results=False
+def _partition(mesh: Any, given: Any, result: Any) -> Any:
+    """Each device pins what it has of it; XLA would collect the whole stack first."""
+    return mesh, _pinned, given[0].sharding, (given[0].sharding,)
+
+
+_pinned_apart: Any = custom_partitioning(_pinned)
+_pinned_apart.def_partition(
+    partition=_partition,
+    infer_sharding_from_operands=lambda mesh, given, result: given[0].sharding,
+    sharding_rule="... -> ...",
 )
-mlir.register_lowering(_as_it_lies, _lower)
-batching.primitive_batchers[_as_it_lies] = lambda stacks, axes: (stacks[0], axes[0])
-ad.deflinear2(_as_it_lies, lambda cotangent, _: (cotangent,))
+_as_it_lies: Any = custom_vmap(lambda stack: _pinned_apart(stack))
+_as_it_lies.def_vmap(lambda size, batched, stack: (stack, batched[0]))
