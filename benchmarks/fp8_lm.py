@@ -52,9 +52,10 @@ PARTS: dict[str, tuple[str, Callable[[], Iterator[list[str]]]]] = {
 def read(path: Path) -> dict[str, list[str]]:
     """The sections of a results file by heading."""
     found: dict[str, list[str]] = {}
-    for part in re.split(r"^## ", path.read_text(), flags=re.MULTILINE)[1:] if path.exists() else ():
-        title, _, text = part.partition("\n")
-        found[title] = text.strip().split("\n")
+    text = path.read_text() if path.exists() else ""
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        title, _, rest = part.partition("\n")
+        found[title] = rest.strip().split("\n")
     return found
 
 

@@ -171,10 +171,10 @@ def devices_section(
     """GPTs of the paper's sizes on 128 H100."""
     intro = (
         f"128 H100, the same layout for every row: tensor parallel {LAYOUT.model}, fully sharded "
-        f"{LAYOUT.data}; micro-batch {batch} x 2048 on each of the {LAYOUT.data}, Adam, scan with "
-        "remat, state donated. GiB on each device. The paper's claim is 29% to 39% less than "
-        "bf16. Under a mesh XLA divides operands by itself and precir's Triton kernels are not "
-        "used."
+        f"{LAYOUT.data}, activations between layers divided by rows and tokens; micro-batch "
+        f"{batch} x 2048 on each of the {LAYOUT.data}, Adam, scan with remat, state donated. GiB "
+        "on each device. The paper's claim is 29% to 39% less than bf16. Under a mesh XLA divides "
+        "operands by itself, and precir's Triton kernels are not used."
     )
     done: list[str] = []
     for model in models:
@@ -188,8 +188,8 @@ def devices_section(
 
 # --- eight cards of 24 GiB ------------------------------------------------------------------------
 
-CARDS = Layout(data=8)
-SIXTY_FIVE = shapes.Shape(80, 8192, 64, 512, 1, 32000, optimizer="sgd")
+CARDS = Layout(model=8)
+SIXTY_FIVE = shapes.Shape(80, 8192, 64, 512, 8, 32000, optimizer="sgd")
 LOMO = precir.Recipe(
     "lomo-16", "mixed", "bfloat16", weight=Store("float16"), update="fused",
     last_product="bfloat16",
@@ -228,9 +228,9 @@ def cards_section(targets: tuple[str, ...] = ("rtx3090", "rtx4090")) -> Iterator
     shape = SIXTY_FIVE
     lines = [
         f"{shape.parameters / 1e9:.1f} billion parameters, {shape.layers} layers of {shape.width} "
-        f"in a scan with remat, fully sharded over eight cards, batch 1 x {shape.length} on each, "
-        "SGD, weights in scaled float16, updates fused, products in bfloat16, state donated. "
-        "GiB on each device.",
+        "in a scan with remat, tensor parallel over eight cards (activations between layers "
+        f"divided by tokens), batch {shape.batch} x {shape.length} in all, SGD, weights in scaled "
+        "float16, updates fused, products in bfloat16, state donated. GiB on each device.",
     ]
     for target in targets:
         jax.clear_caches()

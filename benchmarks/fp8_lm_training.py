@@ -188,9 +188,7 @@ def equal_section(names: tuple[str, ...] = EQUAL, steps: int = 20) -> Iterator[l
             for a, b in zip(jax.tree.leaves(one[0]), jax.tree.leaves(other[0]), strict=True)
         )
         losses = np.max(np.abs(np.subtract(plain, fused)))
-        lines.append(
-            f"| {name} | {plain[-1]:.6f} | {fused[-1]:.6f} | {losses:.2g} | {apart:.2g} |"
-        )
+        lines.append(f"| {name} | {plain[-1]:.6f} | {fused[-1]:.6f} | {losses:.2g} | {apart:.2g} |")
         print(lines[-1], flush=True)
         yield [*head, *lines]
 

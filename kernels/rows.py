@@ -12,7 +12,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from precir.scaled import ScaledArray, full_block
 
+# JAX's own are not typed.
 _with_layout: Any = with_layout_constraint
+_custom_partitioning: Any = custom_partitioning
 
 __all__ = ["put_row", "row"]
 
@@ -63,7 +65,7 @@ def _partition(mesh: Any, given: Any, result: Any) -> Any:
     return mesh, _pinned, given[0].sharding, (given[0].sharding,)
 
 
-_pinned_apart: Any = custom_partitioning(_pinned)
+_pinned_apart: Any = _custom_partitioning(_pinned)
 _pinned_apart.def_partition(
     partition=_partition,
     infer_sharding_from_operands=lambda mesh, given, result: given[0].sharding,
