@@ -154,13 +154,13 @@ def memory_section(names: tuple[str, ...] = ONE) -> Iterator[list[str]]:
 # --- 128 H100 -------------------------------------------------------------------------------------
 
 GPTS = {
-    "GPT-7B": shapes.SEVEN_B,
-    "GPT-13B": shapes.Shape(40, 5120, 40, 2048, 1, 32000),
     "GPT-175B": shapes.Shape(96, 12288, 96, 2048, 1, 32000),
+    "GPT-13B": shapes.Shape(40, 5120, 40, 2048, 1, 32000),
+    "GPT-7B": shapes.SEVEN_B,
 }
 MANY = (
-    "bf16-mixed", "fp8", "fp8-lm-o2", "fp8-lm-block",
-    "bf16-mixed + fused", "fp8 + fused", "fp8-lm-o2 + fused", "fp8-lm-block + fused",
+    "bf16-mixed", "bf16-mixed + fused", "fp8-lm-o2", "fp8-lm-o2 + fused", "fp8-lm-block + fused",
+    "fp8-lm-block", "fp8",
 )  # fmt: skip
 LAYOUT = Layout(data=16, model=8)
 
