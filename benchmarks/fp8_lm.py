@@ -52,7 +52,7 @@ PARTS: dict[str, tuple[str, Callable[[], Iterator[list[str]]]]] = {
 def read(path: Path) -> dict[str, list[str]]:
     """The sections of a results file by heading."""
     found: dict[str, list[str]] = {}
-    text = path.read_text() if path.exists() else ""
+    text = path.read_text().partition("\n![")[0] if path.exists() else ""
     for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
         title, _, rest = part.partition("\n")
         found[title] = rest.strip().split("\n")
@@ -61,7 +61,7 @@ def read(path: Path) -> dict[str, list[str]]:
 
 def write(path: Path, title: str, lines: Sequence[str]) -> None:
     """Put one section into the file, in the order of PARTS; the others stay."""
-    sections = read(path) | {title: list(lines)}
+    sections = read(path) | {title: "\n".join(lines).strip().split("\n")}
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "optax"))
     text = [
         "# State in few bits",
@@ -122,7 +122,6 @@ def main() -> None:
     for part in options.only:
         title, section = PARTS[part]
         for lines in section():
-            lines = [line for i, line in enumerate(lines) if line or i + 1 < len(lines)]
             write(options.out, title, lines)  # after each row: all of it takes long
     draw(options.out)
 

@@ -213,21 +213,24 @@ def parts_of(state: Tree, layout: Layout) -> Iterator[tuple[str, int]]:
         count = x.size * x.dtype.itemsize
         for axis in spec_of(path, x, layout):
             count //= sizes[axis] if axis else 1
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), count
+        yield jax.tree_util.keystr(path[1:], simple=True, separator="/"), count
 
 
 VIEWS = ("parameter", "tuple", "get-tuple-element", "while", "bitcast", "constant", "call")
 
 
-def largest(found: Memory, count: int) -> Iterator[str]:
-    """The largest arrays that the program makes, inside of loops too, once for each shape."""
+def largest(found: Memory, count: int, state: set[str]) -> Iterator[str]:
+    """The largest arrays that the program makes, inside of loops too, once for each shape; those
+    of a dtype in which nothing but the state is stacked (as "f16") only where they are no stack.
+    """
     seen: dict[str, int] = {}
     for name, computation in parse(found.hlo).computations.items():
         if name.startswith(("fused", "wrapped")):  # what is inside a kernel is no array
             continue
         for i in computation.values():
             for array in i.types if i.op not in VIEWS else ():
-                seen[f"{array.dtype}{list(array.shape)} by {i.op}"] = array.bytes
+                if array.dtype not in state or len(array.shape) < 3:
+                    seen[f"{array.dtype}{list(array.shape)}"] = array.bytes
     for name, size in sorted(seen.items(), key=lambda x: -x[1])[:count]:
         yield f"{gib(size)} GiB {name}"
 
@@ -248,14 +251,16 @@ def cards_section() -> Iterator[list[str]]:
         asked = replace(shape, batch=batch, length=length)
         found, args = measure(asked, LOMO, layout, target)
         fits = "fits" if found.fits else "does not fit"
+        saved = shape.layers * batch * length * shape.width * 4 // layout.model
         rows = {
             **dict(parts_of(args[:-1], layout)),
-            "arguments": found.argument, "temporaries": found.temporary, "code": found.code,
+            "arguments": found.argument, "temporaries": found.temporary,
+            "of them, activations saved for the backward pass": saved, "code": found.code,
             f"peak ({fits} {gib(found.capacity)})": found.peak,
         }  # fmt: skip
         lines += ["", f"### Eight {target}, {about}, {batch * layout.data} x {length} tokens", ""]
         lines += ["| part | GiB |", "| --- | ---: |"]
         lines += [f"| {name} | {gib(size)} |" for name, size in rows.items() if size > GIB / 200]
-        lines += ["", f"Largest arrays made: {'; '.join(largest(found, 8))}."]
+        lines += ["", f"Largest arrays beside the state: {'; '.join(largest(found, 8, {'f16'}))}."]
         print("\n".join(lines), flush=True)
         yield lines
