@@ -40,6 +40,7 @@ class Shape:
     optimizer: str = "adam"  # or "sgd"
     dtype: Any = None  # of products and what follows them, if cast by hand
     product: Callable[[jax.Array, Tree, str], jax.Array] = multiply
+    rows: Any = None  # the sharding of activations[batch, length, width], if several devices
 
     @property
     def parameters(self) -> int:
@@ -103,9 +104,15 @@ def layer_norm(x: jax.Array, gain: jax.Array) -> jax.Array:
     return (centred * lax.rsqrt(variance + 1e-5) * gain).astype(x.dtype)
 
 
+def placed(x: jax.Array, shape: Shape) -> jax.Array:
+    """On the devices as the shape says; else XLA divides activations as the weights are divided."""
+    return x if shape.rows is None else lax.with_sharding_constraint(x, shape.rows)
+
+
 def block(p: Tree, x: jax.Array, shape: Shape) -> jax.Array:
     """One layer, x[batch, length, width]: attention, then the MLP."""
     batch, length, width = x.shape
+    x = placed(x, shape)
     qkv = shape.product(layer_norm(x, p["ln_1"]), p, "qkv")
     qkv = qkv.reshape(batch, length, 3, shape.heads, width // shape.heads)
     q, k, v = qkv.transpose(2, 0, 3, 1, 4)
@@ -132,7 +139,7 @@ def loss_fn(params: Tree, tokens: jax.Array, shape: Shape) -> jax.Array:
         for i, p in enumerate(params["layers"]):
             with jax.named_scope(f"h_{i}"):
                 x = layer(p, x)
-    x = layer_norm(x, params["ln_f"])
+    x = layer_norm(placed(x, shape), params["ln_f"])
     logits = (x @ params["wte"].T.astype(dtype)).astype(jnp.float32)
     logp = jax.nn.log_softmax(logits)
     return -jnp.mean(jnp.take_along_axis(logp, targets[..., None], axis=-1))

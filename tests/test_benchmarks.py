@@ -9,7 +9,12 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 import pytest
+from jax.sharding import PartitionSpec
+
+import precir
 
 ROOT = Path(__file__).parent.parent
 
@@ -145,3 +150,39 @@ def test_memory_is_measured_for_every_layout() -> None:
     row = memory.cells(("tiny", "1", "bf16-mixed", made[0], 1.0), made[0])
     assert len(row) == len(memory.HEADINGS)
     assert list(memory.largest(made[0], 2))
+
+
+@pytest.fixture
+def of_training(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return benchmark("fp8_lm_training")
+
+
+def test_bytes_a_parameter_of_state_and_gradients(of_training: ModuleType) -> None:
+    """Peng et al., equation 8: 16 and 6; and nothing waits where updates are fused."""
+    args, count = of_training.random_args(of_training.SMALL), of_training.SMALL.parameters
+    train = of_training.shapes.make_train_step(of_training.SMALL)
+    for name, state, waiting in (("float32", 12, 4), ("fp8-lm-o2 + fused", 5, 0)):
+        step = precir.compile(train, recipe=of_training.named(name))
+        found = of_training.bytes_of(step, args, count)
+        assert found == pytest.approx((state, waiting), abs=0.1)
+
+
+def test_what_a_moment_loses_in_storage(of_training: ModuleType) -> None:
+    """Squares over many binades vanish under one scale in E4M3, and do not in blocks."""
+    m = jnp.logspace(-8, 0, 512).reshape(4, 128)
+    moments = optax.ScaleByAdamState(jnp.zeros((), jnp.int32), {"w": m}, {"w": m**2})
+    lost = {
+        name: of_training.moment_error(moments, of_training.SCHEMES[name][1], 1000)
+        for name in ("#0", "#4", "blocks")
+    }
+    assert lost["#0"] == (0, 0, 0)
+    assert lost["#4"][2] > 0.3 > 0.01 >= lost["blocks"][2]
+    assert lost["#4"][0] > 100 * lost["blocks"][0]
+
+
+def test_a_layout_divides_what_the_devices_divide(of_training: ModuleType) -> None:
+    memory = of_training.load("fp8_lm_memory")
+    state = {"up": jax.ShapeDtypeStruct((2, 64, 6), jnp.float32), "ln_1": jnp.zeros((2, 64))}
+    made = memory.specs(state, memory.Layout(data=4, model=4))
+    assert made == {"up": PartitionSpec(None, "data", None), "ln_1": PartitionSpec()}

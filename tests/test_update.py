@@ -718,3 +718,22 @@ def test_a_step_inside_vmap_and_scan() -> None:
     assert farthest(*ends) == 0
     many = [jax.vmap(partial(s, params))(data) for s in (plain, step)]
     assert farthest(*many) < 1e-6
+
+
+def test_a_stack_that_is_divided_among_devices_is_not_collected() -> None:
+    """The layout that it is kept in is asked for on one device alone."""
+    mesh = Mesh(np.array(jax.devices()[:4]), ("model",))
+    divided = NamedSharding(mesh, PartitionSpec(None, "model"))
+
+    def step(stack: Array) -> Array:
+        def body(i: Any, stack: Array) -> Array:
+            return put_row(stack, 2 * row(stack, i), i)
+
+        return lax.fori_loop(0, 3, body, stack)
+
+    stack = jax.device_put(jnp.arange(24.0).reshape(3, 8), divided)
+    lowered = jax.jit(step, donate_argnums=0).lower(stack)
+    assert "all-gather" not in lowered.compile().as_text()
+    assert "LayoutConstraint" not in lowered.as_text()
+    assert "LayoutConstraint" in jax.jit(step).lower(np.asarray(stack)).as_text()
+    np.testing.assert_array_equal(jax.jit(step)(stack), 2 * np.arange(24.0).reshape(3, 8))
