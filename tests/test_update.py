@@ -737,3 +737,19 @@ def test_a_stack_that_is_divided_among_devices_is_not_collected() -> None:
     assert "LayoutConstraint" not in lowered.as_text()
     assert "LayoutConstraint" in jax.jit(step).lower(np.asarray(stack)).as_text()
     np.testing.assert_array_equal(jax.jit(step)(stack), 2 * np.arange(24.0).reshape(3, 8))
+
+
+def test_a_stack_that_is_divided_by_part_of_an_axis_keeps_its_layout_too() -> None:
+    """As XLA divides blocks' scales, fewer than the devices of an axis: 4 of 8 here."""
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+    divided = NamedSharding(mesh, PartitionSpec(None, "data"))
+
+    def step(stack: Array) -> Array:
+        def body(i: Any, few: Array) -> Array:
+            return put_row(few, 2 * row(few, i), i)
+
+        return lax.fori_loop(0, 3, body, stack.reshape(3, 4, 4)[:, :, 0])
+
+    stack = jax.device_put(jnp.arange(48.0).reshape(3, 16), divided)
+    expected = 2 * np.arange(48.0).reshape(3, 4, 4)[:, :, 0]
+    np.testing.assert_array_equal(jax.jit(step)(stack), expected)
