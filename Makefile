@@ -16,7 +16,7 @@ ELSEWHERE := absl-py jax jaxlib markdown-it-py mdurl ml-dtypes networkx numpy op
 	rich scipy # what requirements.lock holds already
 
 .DEFAULT_GOAL := help
-.PHONY: help setup example test quick test-newest lint types fmt lock clean
+.PHONY: help setup example test sweep quick test-newest lint types fmt lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ example: $(SETUP) ## train a small GPT through precir, and print what was decide
 
 test: lint types ## everything CI runs: lint, types, all tests
 	$(BIN)/pytest -n $(JOBS)
+
+sweep: $(SETUP) ## every harness of JAX, all scatters too: identity and soundness
+	EVERY_SCATTER=1 $(BIN)/pytest -n $(JOBS) -m sweep tests/test_harnesses.py tests/test_soundness.py
 
 quick: $(SETUP) ## the fast tests only
 	$(BIN)/pytest -n $(JOBS) -m "$(FAST)" $(PYTEST)

@@ -24,7 +24,14 @@ def first_arguments(program: Program) -> tuple[Any, dict[str, Any]]:
     return (program.init(0), *program.batch(0)), program.keywords(0)
 
 
-@every_program
+SOME = ("mlp_layers", "attention_grouped", "rnn_scan", "bfloat16_compute", "conv", "experts",
+        "custom_vjp_model", "keywords_and_statics")  # fmt: skip
+some = pytest.mark.parametrize(
+    "program", [p for p in PROGRAMS if p.name in SOME], ids=lambda p: p.name
+)
+
+
+@some  # all of them: test_loss_near_float32
 def test_finite(program: Program) -> None:
     losses, _ = run(compiled(program), program, steps=3)
     assert np.isfinite(losses).all()
@@ -75,12 +82,8 @@ def test_loss_near_float32(program: Program) -> None:
     assert abs(np.mean(low[-5:]) - np.mean(high[-5:])) <= 0.05
 
 
-SOME = ("mlp_layers", "attention_grouped", "rnn_scan", "bfloat16_compute", "conv", "experts",
-        "custom_vjp_model", "keywords_and_statics")  # fmt: skip
-
-
 @pytest.mark.parametrize("recipe", ["bf16-mixed", "bf16-true", "16-true"])
-@pytest.mark.parametrize("program", [p for p in PROGRAMS if p.name in SOME], ids=lambda p: p.name)
+@some
 def test_other_recipes_finite(program: Program, recipe: str) -> None:
     """float16 overflows past 65,504: none of these programs goes there."""
     losses, _ = run(compiled(program, recipe), program, steps=3)

@@ -5,6 +5,7 @@ against its facts.
 from __future__ import annotations
 
 import functools
+import os
 import sys
 import warnings
 from collections import Counter
@@ -23,6 +24,8 @@ from tests.soundness import fills_for, violations
 
 CHUNKS = 64
 QUICK_STRIDE = 60
+# Scatters are 57% of all and differ in dimension numbers: every third, or all if that is asked for.
+SCATTER_STRIDE = 1 if "EVERY_SCATTER" in os.environ else 3
 # What JAX 0.10.2's table calls unimplemented on a CPU: linear algebra in 16 bits, sums and
 # products of masks. 111 of its 5,594 harnesses, which leaves 5,483.
 UNIMPLEMENTED = {
@@ -126,7 +129,12 @@ def test_sample(part: int) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("part", range(CHUNKS))
 def test_every_harness(part: int) -> None:
-    assert_none_fails(list(enumerate(harnesses()))[part::CHUNKS])
+    swept = [
+        (seed, case)
+        for seed, case in enumerate(harnesses())
+        if not case.group.startswith("scatter") or seed % SCATTER_STRIDE == 0
+    ]
+    assert_none_fails(swept[part::CHUNKS])
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
