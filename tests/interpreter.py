@@ -32,6 +32,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from tests.cuda import environment
+
 ROOT = Path(__file__).parent.parent
 GUARD = 256  # bytes
 UNWRITTEN = 0xA5
@@ -100,7 +102,7 @@ def _server() -> subprocess.Popen[bytes]:
     process = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=ROOT,
-        env={**os.environ, "TRITON_INTERPRET": "1", "JAX_PLATFORMS": "cpu"},
+        env=environment(TRITON_INTERPRET="1", JAX_PLATFORMS="cpu"),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )

@@ -17,6 +17,7 @@ import pytest
 
 from precir.kernels import E4M3, ScaledArray
 from precir.kernels import choice as choices
+from tests.cuda import environment
 from tests.test_benchmarks import ROOT, benchmark
 
 
@@ -24,7 +25,7 @@ from tests.test_benchmarks import ROOT, benchmark
 def test_the_gpu_benchmark_runs_end_to_end_without_a_gpu(tmp_path: Path) -> None:
     out = tmp_path / "gpu.md"
     command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--out", out]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
     text = out.read_text()
     assert "Tiny mode" in text

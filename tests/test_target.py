@@ -26,6 +26,7 @@ from precir.errors import TargetError
 from precir.target import CARDS, Collective, Memory, card, split_largest
 from precir.target.hlo import Array, parse, steps
 from precir.target.traffic import traffic
+from tests.cuda import environment
 
 LAYERS, WIDTH, BATCH = 3, 256, 512
 W = jax.ShapeDtypeStruct((LAYERS, WIDTH, WIDTH), jnp.float32)
@@ -210,7 +211,9 @@ def test_it_works_where_jax_gave_up_on_the_plugin() -> None:
         "x = jax.ShapeDtypeStruct((8,), jnp.float32)\n"
         "print(precir.memory(lambda x: x + 1, x).argument)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
+    )
     assert run.stdout == "32\n", run.stderr
 
 

@@ -1,10 +1,11 @@
 """XLA's own compiler for an H100 takes a whole program with the Triton kernels in it."""
 
-import os
 import subprocess
 import sys
 
 import pytest
+
+from tests.cuda import environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux alone")
 
@@ -70,7 +71,7 @@ def test_xla_compiles_it_for_an_h100() -> None:
     """Both products by Triton; the one that cuBLASLt can do by it; both in bfloat16."""
     skip = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", PROGRAM, CARD]
-    run = subprocess.run(command, env={**os.environ, **skip}, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment(**skip), capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     eight, sixteen, ours = "__cublas$lt$matmul$f8", "__cublas$lt$matmul", "triton_kernel_call"
     assert [line.split() for line in run.stdout.splitlines()] == [

@@ -14,6 +14,7 @@ from precir.kernels.launch import fp8_gpu, launch, result, target
 from precir.kernels.powers import power_of_two_carry
 from tests import interpreter
 from tests.crosslower import lower_for_cuda
+from tests.cuda import environment
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux alone")
 
@@ -98,5 +99,7 @@ def test_kernels_are_for_gpus_with_fp8():
 
 def test_importing_precir_imports_no_triton():
     code = "import sys, precir, precir.kernels; print({'triton', 'jax_triton'} & set(sys.modules))"
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, check=True
+    )
     assert run.stdout.strip() == "set()"
