@@ -31,7 +31,6 @@ import importlib.metadata
 import os
 import platform
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +39,9 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
-import numpy as np
 import optax
 from jax import lax
 from jax import numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import precir
 
@@ -54,43 +51,18 @@ GIB = 2**30
 
 # -- the machines ----------------------------------------------------------------------------------
 
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472
-  threads_per_core_limit: 2048 core_count: 132 fpus_per_core: 128
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  memory_bandwidth: 3352320000000 l2_cache_size: 52428800 clock_rate_ghz: 1.98
-  device_memory_size: 84978434048 shared_memory_per_block_optin: 232448
-  cuda_compute_capability { major: 9 minor: 0 }
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-runtime_version { major: 12 minor: 9 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
+
+def on_h100(step: Any, arguments: Any) -> precir.target.Memory:
+    """What one step takes of an H100, its products as XLA chooses where there is none to time."""
+    usual = {"xla_gpu_enable_triton_gemm": True}
+    return precir.memory(step, *arguments, target="h100", compiler_options=usual)
 
 
-@cache
-def h100() -> NamedSharding:
-    """Everything on one H100 that is compiled for and is not there."""
-    from jax.experimental import topologies
-
-    topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="", target_config=H100, topology="1x1x1"
-    )
-    mesh = Mesh(np.array(topology.devices[:1]), ("all",))
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def memory(step: Any, arguments: Any, target: str) -> Any:
-    """What XLA says of one step, its first argument donated."""
+def taken(step: Any, arguments: Any, target: str) -> int:
+    """Bytes that one step takes beside its arguments, the first of which is donated."""
     if target == "h100":
-        arguments = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=h100()), arguments
-        )
-    return step.lower(*arguments).compile().memory_analysis()
+        return on_h100(step, arguments).temporary
+    return int(step.lower(*arguments).compile().memory_analysis().temp_size_in_bytes)
 
 
 # -- the models ------------------------------------------------------------------------------------
@@ -193,7 +165,7 @@ def temporaries(form: str, name: str, recipe: str, target: str, layers: int) -> 
     optimizer = OPTIMIZERS[name]()
     state = params, jax.eval_shape(optimizer.init, params)
     step = precir.compile(train_step(optimizer, 4, jnp.float32), recipe=recipe, donate_argnums=0)
-    return int(memory(step, (state, tokens(2, 16)), target).temp_size_in_bytes)
+    return taken(step, (state, tokens(2, 16)), target)
 
 
 def one_layer() -> int:
@@ -289,7 +261,7 @@ def large(name: str, recipe: str, layers: int = 32) -> Any:
     optimizer = OPTIMIZERS[name]()
     state = params, jax.eval_shape(optimizer.init, params)
     step = precir.compile(train_step(optimizer, 32, jnp.bfloat16), recipe=recipe, donate_argnums=0)
-    return memory(step, (state, tokens(1, 2048)), "h100")
+    return on_h100(step, (state, tokens(1, 2048)))
 
 
 def large_section(names: list[str]) -> list[str]:
@@ -306,7 +278,7 @@ def large_section(names: list[str]) -> list[str]:
         for recipe, shown in (("float32", "plain"), ("lomo", "fused")):
             jax.clear_caches()
             m = large(name, recipe)
-            sizes = (m.argument_size_in_bytes, m.temp_size_in_bytes, m.peak_memory_in_bytes)
+            sizes = (m.argument, m.temporary, m.peak)
             cells = " | ".join(f"{s / GIB:.2f}" for s in sizes)
             lines.append(f"| {name} | {shown} | {cells} |")
             print(lines[-1], flush=True)
@@ -322,11 +294,14 @@ def main() -> None:
     )
     parser.add_argument("--targets", nargs="*", default=["cpu", "h100"], choices=["cpu", "h100"])
     parser.add_argument("--depths", nargs="*", type=int, default=list(DEPTHS))
-    parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS))
-    parser.add_argument("--forms", nargs="*", default=["scan", "unrolled"])
+    parser.add_argument("--optimizers", nargs="*", default=list(OPTIMIZERS), choices=OPTIMIZERS)
+    parser.add_argument(
+        "--forms", nargs="*", default=["scan", "unrolled"], choices=["scan", "unrolled"]
+    )
     parser.add_argument("--no-large", action="store_true")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "jaxlib", "optax"))
     text = [
         "# Updates fused into the backward pass",

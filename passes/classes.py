@@ -1,10 +1,10 @@
 """What each part of the state is, from how the update uses it: weights, moments, the rest.
 
-A weight is read by the model. A moment is read by the update alone, and how it follows the gradient
-tells which: multiply the gradient by c, and an exponential average of it (Adam's first moment,
-momentum) is multiplied by c, one of its square (Adam's second moment, RMSprop, Adagrad) by c^2. So
-the degree of every value of the update in the gradient is followed through the program; that of a
-moment is what makes its next value agree with it.
+A weight is read by the model and changed by a gradient. A moment is read by the update alone, and
+how it follows the gradient tells which: multiply the gradient by c, and an exponential average of
+it (Adam's first moment, momentum) is multiplied by c, one of its square (Adam's second moment,
+RMSprop, Adagrad) by c^2. So the degree of every value of the update in the gradient is followed
+through the program; that of a moment is what makes its next value agree with it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ OTHER: Final[Class] = "other"
 
 _LINEAR: Final = frozenset({
     "neg", "convert_element_type", "copy", "reduce_sum", "reduce_window_sum", "cumsum",
-    "reduce_precision", "optimization_barrier", "psum", "pmean",
+    "reduce_precision", "optimization_barrier", "psum",
 })  # fmt: skip
 _SUMS: Final = frozenset({"add", "add_any", "sub"})
 _POWERS: Final = {"square": 2.0, "sqrt": 0.5, "rsqrt": -0.5, "cbrt": 1 / 3}
@@ -55,9 +55,11 @@ def classify_state(graph: Graph, pairs: Sequence[tuple[int, int]]) -> dict[int, 
     weights = {graph.outputs[back] for i, back in pairs if found.get(i) == WEIGHT}
     degrees.run(graph, weights)
     for i, back in pairs:
+        result = graph.outputs[back]
+        if found.get(i) == WEIGHT and degrees.of(result) is None:
+            found[i] = OTHER  # a hidden state, a target: read by the model, and not learnt
         if i not in unknown:
             continue
-        result = graph.outputs[back]
         found[i] = OTHER
         if not isinstance(result, Value) or unknown[i].type.shape not in shapes:
             continue

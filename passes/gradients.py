@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Container
 from dataclasses import replace
+from typing import Any
 
 from precir.ir import BACKWARD, UPDATE, Graph, Node, Operand, Rewrite, Type, Value
 
 
 def narrow_gradients(graph: Graph, shapes: Container[tuple[int, ...]], dtype: str) -> Graph:
     """The program in which the update reads gradients of these shapes from 8 bits, each under a
-    scale of its own; those that a scan stacks, layer by layer, so that the stack is in 8 bits.
+    scale of its own; those that a scan stacks for it, layer by layer, so that the stack is in 8
+    bits. Whoever else reads a gradient, or is returned it, gets all of its digits.
 
     A gradient that is summed over micro-batches keeps its digits until it is whole.
     """
@@ -21,6 +23,7 @@ def narrow_gradients(graph: Graph, shapes: Container[tuple[int, ...]], dtype: st
     }  # fmt: skip
     if not found:
         return graph
+    returned = set(graph.outputs)
     rewrite = Rewrite(graph)
     wide: dict[Operand, Operand] = {}
     for node in graph:
@@ -29,35 +32,38 @@ def narrow_gradients(graph: Graph, shapes: Container[tuple[int, ...]], dtype: st
             inputs = [wide.get(o, rewrite(o)) for o in node.inputs]
             rewrite.replace(node, node.like(inputs=inputs))
             continue
-        if node.op == "scan" and all(_is_stacked(node, v) for v in here) and here:
-            rewrite.replace(node, _stacked(rewrite, node, here, dtype))
-            new: dict[Value, Operand] = {v: rewrite(v) for v in here}
-            for v in here:  # whoever reads the stack in the backward program reads it widened too
-                rewrite.map(v, _dequantized(rewrite, node, v, new[v]))
-                wide[v] = rewrite(v)
-            continue
-        rewrite.copy(node)
+        stacks = [v for v in here if v not in returned and _is_stacked(graph, node, v)]
+        if stacks:
+            rewrite.replace(node, _stacked(rewrite, node, stacks, dtype))
+        else:
+            rewrite.copy(node)
         for v in here:
-            kind = Type(v.type.shape, dtype, scale=())
-            params = {"dtype": dtype, "scaling": "current"}
-            made = node.like(
-                op="quantize", inputs=[rewrite(v)], types=[kind], params=params, regions=()
-            )
-            made.effects = False
-            wide[v] = _dequantized(rewrite, node, v, rewrite.add(made).outputs[0])
-    outputs = [wide.get(o, rewrite(o)) for o in graph.outputs]
-    return rewrite.finish(outputs=outputs)
+            narrow = rewrite(v)
+            if v not in stacks:
+                kind, params = Type(v.type.shape, dtype, scale=()), _current(dtype)
+                narrow = _after(rewrite, node, "quantize", narrow, kind, params)
+            wide[v] = _after(rewrite, node, "dequantize", narrow, replace(v.type, weak=False), {})
+    return rewrite.finish()
 
 
-def _dequantized(rewrite: Rewrite, node: Node, value: Value, narrow: Operand) -> Operand:
-    types = [replace(value.type, weak=False)]
-    made = node.like(op="dequantize", inputs=[narrow], types=types, params={}, regions=())
+def _current(dtype: str) -> dict[str, Any]:
+    return {"dtype": dtype, "scaling": "current"}
+
+
+def _after(
+    rewrite: Rewrite, node: Node, op: str, operand: Operand, kind: Type, params: dict[str, Any]
+) -> Operand:
+    """A value made of a result of `node`, and said to come from where that comes from."""
+    made = node.like(op=op, inputs=[operand], types=[kind], params=params, regions=())
     made.effects = False
     return rewrite.add(made).outputs[0]
 
 
-def _is_stacked(node: Node, value: Value) -> bool:
-    return bool(node.outputs.index(value) >= node.params["num_carry"])
+def _is_stacked(graph: Graph, node: Node, value: Value) -> bool:
+    """Whether a scan stacks a value that nothing but the update reads."""
+    if node.op != "scan" or node.outputs.index(value) < node.params["num_carry"]:
+        return False
+    return all(n.phase == UPDATE for n in graph.users.get(value, ()))
 
 
 def _stacked(rewrite: Rewrite, node: Node, stacks: list[Value], dtype: str) -> Node:
@@ -69,7 +75,7 @@ def _stacked(rewrite: Rewrite, node: Node, stacks: list[Value], dtype: str) -> N
         inner = outputs[at]
         kind = Type(v.type.shape[1:], dtype, scale=())
         made = Node(
-            "quantize", [inner], [kind], {"dtype": dtype, "scaling": "current"},
+            "quantize", [inner], [kind], _current(dtype),
             source=node.source, scope=node.scope, phase=BACKWARD,
         )  # fmt: skip
         added.append(made)

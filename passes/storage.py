@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from precir.ir import FORWARD, UPDATE, Graph, Literal, Node, Operand, Rewrite, Type, Value
-from precir.passes.classes import FIRST, SECOND, WEIGHT, classify_state
+from precir.passes.classes import classify_state
 from precir.recipe import Recipe, Store
 from precir.scaled import scale_shape
 from precir.verify.contracts import is_float
@@ -42,11 +42,10 @@ def by_class(graph: Graph, pairs: Sequence[tuple[int, int]], recipe: Recipe) -> 
     """The types of the state whose class the recipe gives a format: float32 matrices, and stacks of
     them. Vectors (norms, biases), which are few, stay as they are.
     """
-    stores = {WEIGHT: recipe.weight, FIRST: recipe.first_moment, SECOND: recipe.second_moment}
     stacks = {graph.inputs[i].type.shape for i, _ in pairs if _is_stack(graph, graph.inputs[i])}
     found: dict[int, Type] = {}
     for i, what in classify_state(graph, pairs).items():
-        kind, store = graph.inputs[i].type, stores.get(what)
+        kind, store = graph.inputs[i].type, recipe.by_class.get(what)
         stack = kind.shape in stacks
         if store is not None and kind.dtype == "float32" and kind.rank - stack >= 2:
             found[i] = stored_type(kind, store, stack)

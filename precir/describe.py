@@ -44,7 +44,7 @@ def state_lines(program: Program) -> list[str]:
     if state.stored:
         kinds = Counter(t.dtype for t in state.stored.inputs.values())
         shown = ", ".join(f"{n} in {k}" for k, n in kinds.items())
-        lines.append(f"Stored as ScaledArrays, data times one scale: {shown}.")
+        lines.append(f"Stored as ScaledArrays, data times scales: {shown}.")
     return lines
 
 

@@ -117,13 +117,12 @@ class Recipe:
             raise RecipeError(f"history is a number of steps, not {self.history}")
         if self.state is not None:
             _among("state", self.state, ("float16", "bfloat16"))
-        by_class = (self.weight, self.first_moment, self.second_moment)
-        if self.state is not None and by_class != (None, None, None):
+        if self.state is not None and self.by_class:
             raise RecipeError(
                 "state is the format of all weights and moments",
                 fix="leave it out, and give weight, first_moment and second_moment theirs",
             )
-        if self.scaling == "propagated" and by_class != (None, None, None):
+        if self.scaling == "propagated" and self.by_class:
             raise RecipeError(
                 "propagated scales keep all state in one format", fix='state="float16"'
             )
@@ -146,9 +145,19 @@ class Recipe:
             _among("keep", o.keep, _FLOATS)
 
     @property
+    def by_class(self) -> dict[str, Store]:
+        """How the classes of state live that have a format of their own."""
+        kinds = {
+            "weight": self.weight,
+            "first moment": self.first_moment,
+            "second moment": self.second_moment,
+        }
+        return {what: store for what, store in kinds.items() if store is not None}
+
+    @property
     def stores(self) -> bool:
         """Whether any state lives in another format between steps."""
-        return any((self.state, self.weight, self.first_moment, self.second_moment))
+        return self.state is not None or bool(self.by_class)
 
     def replace(self, **changes: Any) -> Recipe:
         """A copy with some fields changed. Raises `RecipeError` for a field there is not."""

@@ -33,6 +33,11 @@ class Carried:
     back: int
     count: int
 
+    @property
+    def pairs(self) -> list[tuple[int, int]]:
+        """The number of each input, and that of the result it comes back as."""
+        return [(self.first + i, self.back + i) for i in range(self.count)]
+
 
 def find_state(graph: Graph, signature: Signature) -> list[Carried]:
     """Every argument that comes back, in the order of the arguments.
@@ -186,7 +191,7 @@ def stored_by_recipe(graph: Graph, carried: Sequence[Carried], recipe: Recipe) -
     """What of the state lives in the recipe's formats: nothing of a function that computes no
     gradient, since what comes back of it need not be a weight.
     """
-    pairs = [(c.first + i, c.back + i) for c in carried for i in range(c.count)]
+    pairs = [pair for c in carried for pair in c.pairs]
     if not pairs or not any(n.phase == BACKWARD for n in graph.walk()):
         return Stored()
     types = by_class(graph, pairs, recipe) if recipe.state is None else in_one(graph, pairs, recipe)
@@ -199,7 +204,7 @@ def stored_as_given(graph: Graph, carried: Sequence[Carried], layout: Layout) ->
         i: Type(graph.inputs[i].type.shape, dtype, scale=scale, block=block)
         for i, dtype, scale, block in layout.scaled
     }
-    back = {c.first + i: c.back + i for c in carried for i in range(c.count)}
+    back = dict(pair for c in carried for pair in c.pairs)
     made = {i: t for i, t in inputs.items() if t.scale == scale_shape(t.shape, t.block)}
     return Stored(inputs, {back[i]: t for i, t in made.items() if i in back})
 
@@ -271,7 +276,7 @@ class StateFinder:
 
     def pairs(self) -> tuple[tuple[int, int], ...]:
         """The number of each input that comes back, and that of the result it comes back as."""
-        return tuple((c.first + i, c.back + i) for c in self.carried for i in range(c.count))
+        return tuple(pair for c in self.carried for pair in c.pairs)
 
     def state(self, stored: Stored, extras: tuple[Extra, ...]) -> ProgramState:
         """What is carried, now that the passes have said what they carry."""

@@ -13,6 +13,7 @@ from precir import ScaledArray
 from precir.errors import RecipeError
 from precir.passes.classes import classify_state
 from precir.recipe import Recipe, Store
+from precir.report import Report
 from precir.state import find_state
 from tests.test_state import batch_of, deep_loss, deep_params, mlp_loss, mlp_params, scan_loss
 
@@ -79,12 +80,6 @@ def test_what_is_no_average_of_gradients_is_left_alone() -> None:
         assert {w for label, w in found.items() if f".{field}[" in label} == {"other"}
 
 
-def bytes_of(params: Any, opt: Any) -> float:
-    """Bytes of state a parameter, of every leaf."""
-    count = sum(x.size for x in jax.tree.leaves(mlp_params()))
-    return sum(x.nbytes for x in jax.tree.leaves((params, opt))) / count
-
-
 def wide_params() -> dict[str, Any]:
     return {"w1": np.ones((256, 512), np.float32), "w2": np.ones((512, 256), np.float32)}
 
@@ -129,6 +124,57 @@ def test_gradients_of_layers_are_stacked_in_8_bits() -> None:
         backward = next(n for n in graph if n.op == "scan" and n.phase == "backward")
         stacks = [v.type for v in backward.outputs if v.type.shape == (3, 16, 16)]
         assert [(t.dtype, t.scale) for t in stacks] == [("float8_e4m3fn", (3,))]
+
+
+def test_returned_gradients_keep_their_digits() -> None:
+    """Only what the update reads is rounded."""
+
+    def step(params: Any, batch: Any) -> Any:
+        grads = jax.grad(scan_loss)(params, batch)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), grads
+
+    def returned(recipe: Any) -> Any:
+        compiled = precir.compile(step, recipe=recipe)
+        return compiled(*compiled.init(deep_params(), batch_of(0)))[1]
+
+    low = precir.recipe("fp8-lm-o2")
+    for a, b in zip(*map(jax.tree.leaves, map(returned, (low, low.replace(weight_gradient=None)))),
+                    strict=True):  # fmt: skip
+        np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-2 * np.abs(b).max())
+
+
+def test_what_is_read_and_not_learnt_is_no_weight() -> None:
+    """A hidden state that is handed from step to step."""
+
+    def step(params: Any, hidden: Any, batch: Any) -> Any:
+        def loss(p: Any) -> Any:
+            h = jnp.tanh(batch[0] @ p["w1"] + hidden["h"])
+            return jnp.mean((jnp.tanh(h @ p["w2"]) @ p["w3"] - batch[1]) ** 2), h
+
+        (value, h), grads = jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), {"h": h}, value
+
+    found = classes(step, mlp_params(), {"h": np.zeros((32, 16), np.float32)}, batch_of(0))
+    assert found['hidden["h"]'] == "other"
+    assert found['params["w2"]'] == "weight"
+
+
+def test_the_report_says_what_lives_in_what() -> None:
+    """What is no weight and no moment too, which stays as it is."""
+    optimizer = optax.amsgrad(1e-3)
+    step = precir.compile(make_step(mlp_loss, optimizer), recipe="fp8-lm-o2")
+    report = step.report(mlp_params(), optimizer.init(mlp_params()), batch_of(0))
+    rows = {(r.what, r.format): r for r in report.state}
+    assert rows["weight", "f16"].count == rows["first moment", "E4M3"].count == 3
+    assert rows["second moment", "f16"].count == 3
+    assert rows["weight", "f32"].names == 'params["b1"]'
+    assert 'opt[0].nu_max["w1"]' in rows["other", "f32"].names
+    assert rows["second moment", "f16"].bytes == sum(
+        2 * w.size + 4 for k, w in mlp_params().items() if k != "b1"
+    )
+    assert "State between steps" in str(report)
+    assert Report.from_json(report.to_json()).state == report.state
+    assert precir.compile(mlp_loss).report(mlp_params(), batch_of(0)).state == ()
 
 
 def test_clipping_reaches_every_leaf() -> None:

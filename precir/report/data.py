@@ -144,6 +144,26 @@ class UpdateRow:
 
 
 @dataclass(frozen=True)
+class StateRow:
+    """State of one class in one format.
+
+    Attributes:
+      what: "weight", "first moment", "second moment", "counter" or "other", as seen from how the
+        update uses it.
+      format: as "f16".
+      count: how many arrays.
+      bytes: of data and scales.
+      names: where they are in the arguments.
+    """
+
+    what: str
+    format: str
+    count: int
+    bytes: int
+    names: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Every product and tensor of a compiled program, its format and why.
 
@@ -163,6 +183,7 @@ class Report:
       kept: values that stayed wide for what is known of them, in program order.
       rescales: changes of scale by layer, where scales are propagated.
       updates: which parameter updates are fused into backward loops, and which are left alone.
+      state: what lives between steps, by class and format, where the recipe stores it by class.
     """
 
     name: str
@@ -176,6 +197,7 @@ class Report:
     kept: tuple[KeptRow, ...] = ()
     rescales: tuple[RescaleRow, ...] = ()
     updates: tuple[UpdateRow, ...] = ()
+    state: tuple[StateRow, ...] = ()
 
     @staticmethod
     def of(program: Program) -> Report:
@@ -250,6 +272,7 @@ class Report:
             kept=tuple(_rows(KeptRow, data, "kept", where)),
             rescales=tuple(_rows(RescaleRow, data, "rescales", where)),
             updates=tuple(_rows(UpdateRow, data, "updates", where)),
+            state=tuple(_rows(StateRow, data, "state", where)),
         )
 
     def __str__(self) -> str:

@@ -12,6 +12,7 @@ from precir.domains.fact import UNKNOWN, Fact, top
 from precir.ir import BACKWARD, FORWARD, UPDATE, Graph, Literal, Node, Value
 from precir.ops import Keeps, op_named
 from precir.passes.assign import Assignment, Product
+from precir.passes.classes import classify_state
 from precir.passes.facts import Facts
 from precir.passes.grains import Grain, reach_in_words
 from precir.passes.update import Update
@@ -21,12 +22,14 @@ from precir.report.data import (
     ProductRow,
     Report,
     RescaleRow,
+    StateRow,
     TensorRow,
     UpdateRow,
     by_format,
 )
 from precir.report.units import format_name, shape_text, type_bytes
 from precir.report.ways import way_of
+from precir.state import find_state
 
 if TYPE_CHECKING:
     from precir.program import Program
@@ -50,7 +53,23 @@ def gather(program: Program) -> Report:
         kept=tuple(_kept(program)),
         rescales=tuple(_rescales(final)),
         updates=tuple(map(_update, program.updates)),
+        state=tuple(_state(program)),
     )
+
+
+def _state(program: Program) -> Iterator[StateRow]:
+    """What the recipe stores by its class, and what it leaves alone."""
+    if not program.recipe.by_class:
+        return
+    graph, labels = program.stages[0].graph, program.signature.labels()
+    pairs = [pair for c in find_state(graph, program.signature) for pair in c.pairs]
+    alike: dict[tuple[str, str], list[int]] = {}
+    types = {i: program.state.stored.inputs.get(i, graph.inputs[i].type) for i, _ in pairs}
+    for i, what in classify_state(graph, pairs).items():
+        alike.setdefault((what, format_name(types[i].dtype)), []).append(i)
+    for (kind, format_), members in alike.items():
+        size = sum(type_bytes(types[i]) for i in members)
+        yield StateRow(kind, format_, len(members), size, ", ".join(labels[i] for i in members))
 
 
 def _update(update: Update) -> UpdateRow:
@@ -128,6 +147,12 @@ def recipe_in_words(recipe: Recipe) -> str:
         words += ", dynamic loss scaling"
     if recipe.state is not None:
         words += f"; weights and moments in {format_name(recipe.state)} between steps"
+    stores = [
+        f"{what} in {format_name(store.format)}" + f", blocks of {store.block}" * bool(store.block)
+        for what, store in recipe.by_class.items()
+    ]
+    if stores:
+        words += f"; between steps {'; '.join(stores)}"
     if recipe.update == "fused":
         words += "; updates in the loops that make their gradients"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]

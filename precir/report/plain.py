@@ -25,6 +25,7 @@ def plain(report: Report) -> str:
         _titled("Products in FP8 on a GPU", _ways(report)),
         _titled("Kept wide for what they hold", _kept(report)),
         _titled("Changes of scale, by layer", _rescales(report)),
+        _titled("State between steps", _state(report)),
         _titled("Updates in backward loops", _updates(report)),
         _titled("Residuals, largest first", _tensors(report.residuals)),
         _titled("Tensors, largest first", _tensors(report.tensors)),
@@ -62,6 +63,11 @@ def _rescales(report: Report) -> list[str]:
         for r in report.rescales
     ]
     return table(head, rows, right=(1, 2, 3, 4))
+
+
+def _state(report: Report) -> list[str]:
+    rows = [(r.what, r.format, f"{r.count}", f"{r.bytes}", r.names) for r in report.state]
+    return table(("state", "format", "arrays", "bytes", "names"), rows, right=(2, 3))
 
 
 def _updates(report: Report) -> list[str]:

@@ -53,6 +53,9 @@ def screen(report: Report, width: int) -> Iterator[RenderableType]:
     if report.rescales:
         yield from _section("Changes of scale", "by layer")
         yield _rescales(report)
+    if report.state:
+        yield from _section("State", "between steps; the whole report names each")
+        yield _state(report)
     if report.updates:
         yield from _section("Updates", "in the loops that make their gradients")
         yield _updates(report)
@@ -148,6 +151,14 @@ def _rescales(report: Report) -> Table:
         table.add_column(head, justify="left" if head == "layer" else "right")
     for r in report.rescales:
         table.add_row(r.layer or "-", *map(str, (r.known, r.free, r.computed, r.measured)))
+    return table
+
+
+def _state(report: Report) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for r in report.state:
+        count = f"{r.count} array{'s' * (r.count > 1)}"
+        table.add_row(r.what, _format(r.format), bytes_text(r.bytes), Text(count, "dim"))
     return table
 
 
