@@ -22,14 +22,8 @@ from precir.recipe import recipe as find_recipe
 from precir.report import Report
 
 
-def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser(
-        "compile",
-        parents=[common],
-        help="compile a function, write its dump and print the report",
-        description="Compile a function of a Python file. Its arguments are those that --args "
-        "describes, else what FUNCTION_args() in the file returns: a tuple, or (args, kwargs).",
-    )
+def add_function(parser: argparse.ArgumentParser) -> None:
+    """Which function to compile, how, and for which arguments."""
     parser.add_argument("target", metavar="FILE:FUNCTION", help="as train.py:train_step")
     parser.add_argument(
         "--recipe", help="see `precir recipes`; without it float32, or that of a compiled function"
@@ -46,6 +40,17 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         default=[],
         help="a static argument, by name; can be given several times",
     )
+
+
+def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "compile",
+        parents=[common],
+        help="compile a function, write its dump and print the report",
+        description="Compile a function of a Python file. Its arguments are those that --args "
+        "describes, else what FUNCTION_args() in the file returns: a tuple, or (args, kwargs).",
+    )
+    add_function(parser)
     parser.add_argument(
         "-o", "--out", type=Path, metavar="DIR", help="folder for the dump (out/FUNCTION)"
     )

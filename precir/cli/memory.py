@@ -13,7 +13,7 @@ import jax
 from rich.console import Console
 
 from precir.cli.arguments import parse_arguments, parse_static
-from precir.cli.compiling import compiled_target, guarded
+from precir.cli.compiling import add_function, compiled_target, guarded
 from precir.cli.ranges import names_of
 from precir.cli.target import default_arguments, find_target
 from precir.cli.trouble import UsageError
@@ -36,22 +36,7 @@ def add_parser(commands: Any, common: argparse.ArgumentParser) -> None:
         "any machine, and print the bytes that each device needs, its products by kernel and its "
         "collectives. Nothing runs. What a recipe carries from step to step is included.",
     )
-    parser.add_argument("target", metavar="FILE:FUNCTION", help="as train.py:train_step")
-    parser.add_argument(
-        "--recipe", help="see `precir recipes`; without it float32, or that of a compiled function"
-    )
-    parser.add_argument(
-        "--args",
-        metavar="SPECS",
-        help="types and shapes of the arguments, as 'f32[8,128] i32[8] f32[] key scale=f32[]'",
-    )
-    parser.add_argument(
-        "--static",
-        metavar="NAME=VALUE",
-        action="append",
-        default=[],
-        help="a static argument, by name; can be given several times",
-    )
+    add_function(parser)
     parser.add_argument("--on", metavar="CARD", default="h100", help=", ".join(CARDS))
     parser.add_argument(
         "--mesh", metavar="AXES", help="several devices, as --mesh 8 or --mesh data=4,model=2"

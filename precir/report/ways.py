@@ -21,12 +21,8 @@ def way_of(product: Product) -> str:
     shapes = _shapes(product.node)
     if not all(shapes):
         return ""
-    out = _DTYPES.get(product.result, product.result)
     grains = _reach(product.node, 0, product.grains[0]), _reach(product.node, 1, product.grains[1])
-    return choice.explain(shapes, product.operands, grains, out)
-
-
-_DTYPES = {"traced": "float32"}
+    return choice.explain(shapes, product.operands, grains, product.result)
 
 
 def _shapes(node: Node) -> tuple[int, int, int, int]:
