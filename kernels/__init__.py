@@ -13,7 +13,13 @@ if __name__ != "precir.kernels":
 from precir.formats import E4M3, E5M2, E8M0FNU
 from precir.kernels.act_quantize import act_gradients, act_quantize, activation_scale
 from precir.kernels.adam_update import Updated, adam_update
-from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
+from precir.kernels.delayed import (
+    current_scale,
+    delayed_scale,
+    finite_amax,
+    recent_amax,
+    record_amax,
+)
 from precir.kernels.dequantize import dequantize
 from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.norm_quantize import (
@@ -29,6 +35,7 @@ from precir.kernels.quantize_both import (
     quantize_and_amax,
     quantize_both,
     quantize_both_and_amax,
+    turned_back,
 )
 from precir.kernels.rows import put_row, row
 from precir.kernels.scaled_dot import scaled_dot
@@ -54,6 +61,7 @@ __all__ = [
     "amax",
     "amax_scale",
     "bounded",
+    "current_scale",
     "delayed_scale",
     "dequantize",
     "finite_amax",
@@ -76,4 +84,5 @@ __all__ = [
     "row",
     "scale_root",
     "scaled_dot",
+    "turned_back",
 ]

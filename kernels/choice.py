@@ -208,6 +208,11 @@ def _known(device: str) -> str:
     return next((name for name in table()["devices"] if device.startswith(name)), "NVIDIA H100")
 
 
+def device(name: str = "") -> dict[str, Any]:
+    """The table's row for a GPU by its name; for this machine's, or an H100, without one."""
+    return cast(dict[str, Any], table()["devices"][_known(name)])
+
+
 def multiprocessors() -> int:
     """Those of this machine's GPU; of an H100 where there is none."""
     try:

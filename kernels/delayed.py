@@ -32,6 +32,13 @@ def delayed_scale(seen: ArrayLike, current: ArrayLike, format: DTypeLike | Forma
     return power_of_two_scale(jnp.where(known > 0, known, current), format)
 
 
+def current_scale(amax: ArrayLike, format: DTypeLike | Format) -> Array:
+    """The scale of ``quantize`` for a tensor whose largest finite magnitude is ``amax``, float32[]:
+    the smallest power of two under which it does not overflow.
+    """
+    return power_of_two_scale(jnp.asarray(amax, np.float32), format)
+
+
 def recent_amax(history: Array) -> Array:
     """The largest of each row of ``history`` (float32[n, steps]): float32[n]."""
     return jnp.max(history, axis=1)

@@ -48,18 +48,26 @@ def quantize_both(
 ) -> tuple[ScaledArray, ScaledArray]:
     """``(quantize(x, ...), quantize(x.T, ...))`` of a matrix, each stored row by row.
 
+    Of a tensor of more axes the first is of its shape, and the second the transpose of the matrix
+    to which the axes before the last are one; only the last two sizes of a ``block`` are then more
+    than 1, and the first of them only where the axes before it are 1.
+
     Under one scale, or in square blocks, the second is the transpose of the first. With a
     ``block`` of ``(1, n)`` each has scales along its own rows: the second is rounded anew from
     ``x``, under scales for n rows of a column of ``x``.
 
     Raises as ``quantize`` does, and ``QuantizeError`` for what is no matrix.
     """
-    dtype, x = checked_format(format), _matrix(x)
-    block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
+    dtype, whole = checked_format(format), checked_array(x)
+    x, shape = _folded(whole), whole.shape
+    sizes, scales = checked_block(block, whole.ndim), checked_scale_format(scale_format)
     if scale is None:
-        block = full_block(block, 2) if block else ()
+        sizes = full_block(sizes, whole.ndim) if sizes else ()
+        block = sizes[-2:]
+        _check_fold(sizes, shape)
         data, own, flipped, its = quantize_both_p.bind(x, dtype=dtype, block=block, scales=scales)
-        return ScaledArray(data, own, block), ScaledArray(flipped, its, block)
+        lying = ScaledArray(data.reshape(shape), own.reshape(scale_shape(shape, sizes)), sizes)
+        return lying, ScaledArray(flipped, its, block)
     if block or scales != F32.dtype:
         raise QuantizeError(
             "a given scale is one float32 scalar for the whole tensor",
@@ -67,7 +75,7 @@ def quantize_both(
         )
     given = checked_scale(scale)
     data, flipped = quantize_both_given_p.bind(x, given, dtype=dtype, amax=False)
-    return ScaledArray(data, given), ScaledArray(flipped, given)
+    return ScaledArray(data.reshape(shape), given), ScaledArray(flipped, given)
 
 
 def quantize_and_amax(
@@ -89,6 +97,37 @@ def quantize_both_and_amax(
     dtype, x = checked_format(format), _matrix(x)
     data, flipped, amax = quantize_both_given_p.bind(x, given, dtype=dtype, amax=True)
     return ScaledArray(data, given), ScaledArray(flipped, given), amax
+
+
+def turned_back(turned: ScaledArray, shape: tuple[int, ...]) -> ScaledArray:
+    """A tensor of ``shape`` from the transpose of its matrix, as fused kernels write it: in one
+    block for so many rows of a column. Nothing moves: XLA reads the transpose in its place.
+
+    Rows are counted within the second axis from the end, so that blocks of them must not reach from
+    one example to the next.
+    """
+    block = turned.block
+    data = turned.data.T.reshape(shape)
+    if not block:
+        return ScaledArray(data, turned.scale)
+    sizes = (1,) * (len(shape) - 2) + (block[1], block[0])
+    return ScaledArray(data, turned.scale.T.reshape(scale_shape(shape, sizes)), sizes)
+
+
+def _folded(x: Array) -> Array:
+    if x.ndim < 2:
+        return _matrix(x)
+    return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def _check_fold(block: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    tall = block[-2] if block else 1
+    ahead = any(b > 1 and n > 1 for b, n in zip(block[:-2], shape, strict=False))
+    if ahead or (tall > 1 and math.prod(shape[:-2]) > 1):
+        raise QuantizeError(
+            f"blocks of {block} reach over axes that are one in the transpose of {shape}",
+            fix="a block along the last axis, or one scale",
+        )
 
 
 def _matrix(x: ArrayLike) -> Array:

@@ -18,6 +18,7 @@ from precir.passes.casts import insert_casts
 from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
 from precir.passes.gradients import narrow_gradients
+from precir.passes.kernels import Fused, fuse_kernels
 from precir.passes.loss_scale import SCALE, STEPS, scale_loss
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
@@ -51,7 +52,8 @@ class State:
     `facts` and `seen` are what follows for the graph as it stands until a pass changes formats,
     None where the recipe changes nothing. `stored` says which inputs and results are
     `ScaledArray`s, `carried` which result replaces which input in the next step, `extras` what
-    passes carry from step to step, `updates` which parameter updates moved into loops.
+    passes carry from step to step, `updates` which parameter updates moved into loops,
+    `fused` which values a kernel computes and quantises, or could have.
     """
 
     graph: Graph
@@ -65,6 +67,7 @@ class State:
     carried: tuple[tuple[int, int], ...] = ()
     extras: tuple[Extra, ...] = ()
     updates: tuple[Update, ...] = ()
+    fused: tuple[Fused, ...] = ()
 
     def carrying(self, graph: Graph, *extras: Extra) -> State:
         """With a graph that takes `extras` as its last inputs and returns them as its last
@@ -173,6 +176,13 @@ def _update(state: State) -> State:
     return replace(state, graph=graph, updates=updates)
 
 
+def _kernels(state: State) -> State:
+    if state.recipe.kernels == "plain":
+        return state
+    graph, fused = fuse_kernels(state.graph)
+    return replace(state, graph=graph, fused=fused)
+
+
 PASSES: tuple[tuple[str, Pass], ...] = (
     ("simplify", _simplify),
     ("storage", _storage),
@@ -183,6 +193,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("residuals", _residuals),
     ("delayed", _delayed),
     ("update", _update),
+    ("kernels", _kernels),
 )
 
 

@@ -21,6 +21,7 @@ from precir.lower import lower_jaxpr
 from precir.packed import PLAIN, Layout
 from precir.passes.assign import Assignment
 from precir.passes.facts import Facts, infer_facts
+from precir.passes.kernels import Fused
 from precir.passes.pipeline import Stage, run_passes
 from precir.passes.update import Update
 from precir.recipe import Recipe
@@ -43,6 +44,7 @@ class Program:
       given: what the user said of each input's numbers, None where nothing.
       state: what is carried from step to step.
       updates: which parameter updates moved into loops, and which could not.
+      fused: which values a kernel computes and quantises, and which it could have.
     """
 
     signature: Signature
@@ -56,6 +58,7 @@ class Program:
     given: tuple[Fact | None, ...] = ()
     state: ProgramState = field(default_factory=ProgramState)
     updates: tuple[Update, ...] = ()
+    fused: tuple[Fused, ...] = ()
 
     @cached_property
     def facts(self) -> Facts:
@@ -124,6 +127,7 @@ def make_program(
     return Program(
         signature, tuple(stages), state.assignment, recipe, tuple(captured), fn, jit,
         closed.effects, tuple(given), found.state(stored, state.extras), state.updates,
+        state.fused,
     )  # fmt: skip
 
 

@@ -74,6 +74,8 @@ class Recipe:
       update: where parameters are updated: "plain" (where the program says), or "fused" (in the
         loop that makes their gradients, where one layer's gradients exist at a time: LOMO,
         arXiv 2306.09782).
+      kernels: "fused" computes and quantises in one kernel where that is expected to take less
+        time (`precir.passes.kernels`); "plain" never does.
       overrides: exceptions by scope; the last that matches wins.
     """
 
@@ -96,6 +98,7 @@ class Recipe:
     weight_gradient: str | None = None
     loss_scaling: bool = False
     update: str = "plain"
+    kernels: str = "fused"
     overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
@@ -104,6 +107,7 @@ class Recipe:
         _among("wide", self.wide, _FLOATS)
         _among("scaling", self.scaling, _SCALINGS)
         _among("update", self.update, ("plain", "fused"))
+        _among("kernels", self.kernels, ("fused", "plain"))
         for field in ("activation_scales", "weight_scales", "gradient_scales"):
             _among(field, getattr(self, field), _REACHES)
         reaches = {self.activation_scales, self.weight_scales, self.gradient_scales}

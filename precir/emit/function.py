@@ -12,6 +12,7 @@ from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
 from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
 from precir.ops.control import condition
+from precir.ops.fused import FUSED, suffixes
 from precir.ops.writing import ATOM, Hole, Template, literal_source
 from precir.source import NOWHERE, Source
 
@@ -208,9 +209,23 @@ class FunctionWriter(LoopWriter):
             word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
             return self.names.fresh(word[-1] if word else "wide")
         part = module_part(node.scope)
+        if node.op in FUSED:
+            return self.names.fresh(self.fused_name(value, node, part))
         if part and (node.op in _NAMED_BY_SCOPE or value in self._escaping):
             return self.names.fresh(f"d_{part}" if node.phase == BACKWARD else part)
         return self.names.fresh(noun(node.op))
+
+    def fused_name(self, value: Value, node: Node, part: str) -> str:
+        """`ln_1_q`, `ln_1_t`: what is written of a module's result, or of a weight."""
+        name = f"d_{part}" if part and node.phase == BACKWARD else part or noun(node.op)
+        if node.op == "quantize_both":
+            source = node.inputs[0]
+            text = self.env.get(source, ("", 0))[0] if isinstance(source, Value) else ""
+            text = text.replace("kernel", "w").replace(".tree", "")
+            word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
+            name = "_".join(word[-2:]) if word else name
+        suffix = suffixes(node)[value.index]
+        return f"{name}_{suffix}" if suffix else name
 
     def _place(self, node: Node) -> tuple[str, str]:
         return (node.scope, "")
@@ -250,5 +265,5 @@ _INLINE = {
     "tanh", "logistic", "integer_pow", "square", "eq", "ne", "lt", "le", "gt", "ge", "and", "or",
     "not", "select_n", "convert_element_type", "cast", "reshape", "transpose", "squeeze",
     "broadcast_in_dim", "reduce_sum", "reduce_max", "abs", "sign", "erf", "pow", "log1p",
-    "is_finite", "stop_gradient", "iota", "expm1", "dequantize", "delayed_scale",
+    "is_finite", "stop_gradient", "iota", "expm1", "dequantize", "delayed_scale", "current_scale",
 }  # fmt: skip

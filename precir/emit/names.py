@@ -38,7 +38,8 @@ _NOUNS = {
     "or": "either", "random_split": "keys", "random_wrap": "key", "random_bits": "bits",
     "argmax": "best", "finite_amax": "amax", "delayed_scale": "scale", "record_amax": "history",
     "recent_amax": "seen",
-    "dequantize": "wide",
+    "dequantize": "wide", "norm_quantize": "norm", "act_quantize": "act", "act_gradients": "act",
+    "quantize_both": "matrix", "current_scale": "scale", "turned_back": "columns",
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from precir.ops import (
     contraction,
     control,
     elementwise,
+    fused,
     indexing,
     movement,
     precision,
@@ -21,6 +22,7 @@ __all__ = ["OPS", "Keeps", "Op", "op_named"]
 
 _FAMILIES = (
     elementwise, movement, contraction, reductions, indexing, control, random_, special, precision,
+    fused,
 )  # fmt: skip
 OPS: dict[str, Op] = {}
 for _op in chain.from_iterable(family.OPS for family in _FAMILIES):

@@ -6,21 +6,15 @@ import math
 from collections.abc import Sequence
 
 from precir.domains.fact import Fact
-from precir.formats import is_power_of_two
-from precir.ir import Literal, Node, Operand
+from precir.ir import Literal, Node
 from precir.ops.base import Keeps, Op, Write
 from precir.ops.facts import arithmetic, folds, functions, moving, pointwise
 from precir.ops.facts.context import Answer, Context
+from precir.ops.formats import format_source, scale_source
 from precir.ops.scales import laws
 from precir.ops.writing import ATOM, PRODUCT, Hole, Template, Writer, dtype_source, source
 
 OWN = Keeps.OWN
-_FORMAT_NAMES = {"float8_e4m3fn": "E4M3", "float8_e5m2": "E5M2", "float8_e8m0fnu": "E8M0FNU"}
-
-
-def _format(dtype: str, w: Writer) -> str:
-    name = _FORMAT_NAMES.get(dtype)
-    return dtype_source(dtype, w) if name is None else w.use("precir.kernels", name)
 
 
 def _cast(node: Node, w: Writer) -> Template:
@@ -31,7 +25,7 @@ def _quantize(node: Node, w: Writer) -> Template:
     quantize = w.use("precir.kernels", "quantize")
     p = node.params
     if p.get("scaling") == "given":
-        pieces: tuple[str | Hole, ...] = (", scale=", _scale(node.inputs[1]))
+        pieces: tuple[str | Hole, ...] = (", scale=", scale_source(node, 1))
     else:
         written = {
             "scaling": (p.get("scaling", "current"), "current"),
@@ -41,16 +35,8 @@ def _quantize(node: Node, w: Writer) -> Template:
             f", {k}={source(v, w)}" for k, (v, default) in written.items() if v != default
         )
     if "scale_format" in p:
-        pieces = (*pieces, f", scale_format={_format(p['scale_format'], w)}")
-    return Template((f"{quantize}(", Hole(0), f", {_format(p['dtype'], w)}", *pieces, ")"))
-
-
-def _scale(operand: Operand) -> str | Hole:
-    """A scale: `2.0**-5` if it is a number."""
-    value = operand.value if isinstance(operand, Literal) else None
-    if isinstance(value, float) and is_power_of_two(value):
-        return f"2.0**{math.frexp(value)[1] - 1}"
-    return Hole(1, bare=True)
+        pieces = (*pieces, f", scale_format={format_source(p['scale_format'], w)}")
+    return Template((f"{quantize}(", Hole(0), f", {format_source(p['dtype'], w)}", *pieces, ")"))
 
 
 def _dequantize(node: Node, w: Writer) -> Template:
@@ -78,7 +64,10 @@ def _recent_amax(node: Node, w: Writer) -> Template:
 
 
 def _delayed_scale(node: Node, w: Writer) -> Template:
-    function, format_ = w.use("precir.kernels", "delayed_scale"), _format(node.params["dtype"], w)
+    function, format_ = (
+        w.use("precir.kernels", "delayed_scale"),
+        format_source(node.params["dtype"], w),
+    )
     return Template((f"{function}(", Hole(0), ", ", Hole(1), f", {format_})"))
 
 

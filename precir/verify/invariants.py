@@ -11,7 +11,8 @@ from jax import numpy as jnp
 from precir.ir import Graph, Literal, Node, Operand, Region, Type, Value
 from precir.scaled import scale_shape
 from precir.text.types import SHORT, numpy_dtype
-from precir.verify.contracts import CONTRACTS, is_block
+from precir.verify.contracts import is_block
+from precir.verify.fused import EVERY_CONTRACT as CONTRACTS
 
 Broken = Iterator[tuple[Node | None, str]]
 """What is wrong, at which node (None: with the graph itself)."""

@@ -10,7 +10,8 @@ import jax
 from precir.ir import Graph, Node, Type
 from precir.primitives import primitive_named
 from precir.text.types import SHORT, numpy_dtype
-from precir.verify.contracts import CONTRACTS, show
+from precir.verify.contracts import show
+from precir.verify.fused import EVERY_CONTRACT as CONTRACTS
 from precir.verify.invariants import Broken
 
 

@@ -1,0 +1,105 @@
+"""What fused kernels save of an H100's memory and of its traffic, counted without one.
+
+    python benchmarks/fused.py                       # about ten minutes on two cores
+    python benchmarks/fused.py --models example --recipes fp8-block
+
+XLA's own compiler for the card runs on any machine (see `precir.memory`); nothing is executed and
+nothing timed. Each train step is compiled under each recipe with `kernels="plain"` and with
+`kernels="fused"`. *Bytes moved* are counted from the scheduled program: each kernel reads its
+operands and writes its results once; of what a kernel only takes a slice, the slice counts, and of
+what it updates in place, the update; loops count as often as they run. What caches save is not
+known here, nor what a product reads twice.
+"""
+
+import argparse
+import datetime
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import memory as common  # benchmarks/memory.py
+import numpy as np
+import rich
+from rich.table import Table
+
+import precir
+from precir.target.hlo import Instruction, Module, parse, steps
+
+ROOT = Path(__file__).parent.parent
+RECIPES = ("fp8", "fp8-block", "fp8-delayed", "fp8-static")
+BASE = "bf16-mixed"
+HEADINGS = (
+    "model", "recipe", "kernels", "temporaries", "over bf16-mixed", "bytes moved",
+    "over bf16-mixed", "fused kernels",
+)  # fmt: skip
+FREE = (
+    "parameter", "get-tuple-element", "tuple", "bitcast", "while", "constant", "call",
+    "conditional", "optimization-barrier", "iota", "after-all",
+)  # fmt: skip
+
+shapes = common.shapes
+MODELS = {
+    "example": common.example,
+    "7B, 2 layers": lambda: common.of_shape(replace(shapes.SEVEN_B, layers=2)),
+    "7B, 2 layers, no remat": lambda: common.of_shape(
+        replace(shapes.SEVEN_B, layers=2, remat=False, scanned=False)
+    ),
+}
+
+
+def moved(text: str) -> int:
+    """Bytes that the kernels of a program read and write."""
+    module = parse(text)
+    return sum(
+        step.times * _bytes(module, step.computation, step.instruction)
+        for step in steps(module)
+        if step.instruction.op not in FREE
+    )
+
+
+def _bytes(module: Module, computation: str, each: Instruction) -> int:
+    sizes = [sum(t.bytes for t in module.types(computation, o)) for o in each.operands]
+    written = sum(t.bytes for t in each.types)
+    if each.op in ("dynamic-slice", "slice", "gather"):
+        return 2 * written
+    if each.op == "dynamic-update-slice":
+        return 2 * sizes[1]
+    if each.op != "fusion":
+        return sum(sizes) + written
+    return _of_fusion(module, each, sizes, written)
+
+
+def _of_fusion(module: Module, each: Instruction, sizes: list[int], written: int) -> int:
+    """Of a stack that it takes a slice of, the slice; of one that it updates, the update."""
+    name = each.rest.partition("calls=%")[2].split(",")[0].split()[0]
+    inner = module.computations.get(name, {})
+    parameters: dict[str, int] = {}
+    for i in inner.values():
+        if i.op == "parameter":
+            parameters[i.name] = len(parameters)
+    number = {p: int(n) for p, n in _numbers(inner)}
+    updated = 0
+    for p in parameters:
+        readers = [i for i in inner.values() if p in i.operands]
+        at = number.get(p, parameters[p])
+        if readers and all(r.op in ("dynamic-slice", "slice") for r in readers):
+            sizes[at] = sum(t.bytes for r in readers for t in r.types)
+        elif readers and all(
+            r.op == "dynamic-update-slice" and r.operands[0] == p for r in readers
+        ):
+            updated += sizes[at]
+            sizes[at] = 0
+            written += sum(t.bytes for r in readers for t in module.types(name, r.operands[1]))
+    return sum(sizes) + max(0, written - updated)
+
+
+def _numbers(inner: Any) -> Iterator[tuple[str, str]]:
+    """The place of each parameter, where its name says it: `param_1.5`."""
+    for i in inner.values():
+        if i.op == "parameter":
+            digits = i.name.removeprefix("param_").split(".")[0]
+            if digits.isdigit():
+                yield i.name, digits

@@ -1,0 +1,187 @@
+"""Activations that are quantised, and their gradients: one `act_quantize` or `act_gradients`.
+
+What an operand of a product is made of is evaluated (`precir.passes.samples`) as a function of one
+or two values (three, in a gradient) from before, ever further up the program, until it is an
+activation of the first, the product of one with the second, or a gradient of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, Final
+
+import numpy as np
+from scipy import special
+
+from precir.ir import Node, Value
+from precir.passes.samples import Samples, Unknown, elementwise
+
+Array = np.ndarray[Any, Any]
+
+_STEPS: Final = 40  # nodes that a function is made of at most
+_LEAVES: Final = 4  # more arguments than any has
+_WITHIN: Final = 3e-5  # of the larger of 1 and the function: constants are rounded to float32
+_SAMPLES: Final = 96
+
+
+def _gelu(x: Array) -> tuple[Array, Array]:
+    phi = 0.5 * (1 + special.erf(x / 2**0.5))
+    return x * phi, phi + x * np.exp(-x * x / 2) / (2 * np.pi) ** 0.5
+
+
+def _gelu_tanh(x: Array) -> tuple[Array, Array]:
+    k = (2 / np.pi) ** 0.5
+    t = np.tanh(k * (x + 0.044715 * x**3))
+    slope = k * (1 + 3 * 0.044715 * x * x)
+    return x * (1 + t) / 2, (1 + t) / 2 + x * (1 - t * t) * slope / 2
+
+
+def _silu(x: Array) -> tuple[Array, Array]:
+    s = special.expit(x)
+    return x * s, s + x * s * (1 - s)
+
+
+def _relu(x: Array) -> tuple[Array, Array]:
+    return np.maximum(x, 0), (x > 0) * 1.0
+
+
+FUNCTIONS: Final[dict[str, Callable[[Array], tuple[Array, Array]]]] = {
+    "gelu_tanh": _gelu_tanh,
+    "gelu": _gelu,
+    "silu": _silu,
+    "relu": _relu,
+}
+"""Each activation and its slope, as `precir.kernels.act_quantize` defines them."""
+
+
+@dataclass(frozen=True)
+class Activation:
+    """What a value is: act(x), act(x) * up, or a gradient of x under `gradient`.
+
+    `inside` are the nodes between the arguments and the value.
+    """
+
+    name: str
+    x: Value
+    up: Value | None
+    gradient: Value | None
+    inside: frozenset[Node]
+
+    @property
+    def arguments(self) -> tuple[Value, ...]:
+        return tuple(v for v in (self.x, self.up, self.gradient) if v is not None)
+
+
+def find_activation(value: Value, position: Mapping[Node, int]) -> Activation | None:
+    """The first that fits, going up; None if there is none."""
+    for leaves, inside in _cuts(value, position):
+        found = _recognised(value, leaves)
+        if found is not None:
+            name, x, up, gradient = found
+            return Activation(name, x, up, gradient, inside)
+    return None
+
+
+def _cuts(
+    value: Value, position: Mapping[Node, int]
+) -> Iterator[tuple[tuple[Value, ...], frozenset[Node]]]:
+    """Sets of values that make `value`, element by element, with the nodes in between. Nothing else
+    changes along the tensor. What was made last is taken apart first; then again, with one of what
+    was met left whole, for an argument may itself be a sum.
+    """
+    met: list[Value] = []
+    yield from _apart(value, None, position, met)
+    for held in met[1:]:
+        yield from _apart(value, held, position, [])
+
+
+def _apart(
+    value: Value, held: Value | None, position: Mapping[Node, int], met: list[Value]
+) -> Iterator[tuple[tuple[Value, ...], frozenset[Node]]]:
+    shape = value.type.shape
+    leaves, inside = {value}, set[Node]()
+    for _ in range(_STEPS):
+        open_ = [v for v in leaves if v is not held and v.node and _opens(v.node)]
+        if not open_:
+            return
+        leaf = max(open_, key=lambda v: _at(v, position))
+        assert leaf.node is not None
+        met.append(leaf)
+        leaves.remove(leaf)
+        inside.add(leaf.node)
+        for o in leaf.node.inputs:
+            if isinstance(o, Value) and o.type.shape == shape:
+                leaves.add(o)
+            elif isinstance(o, Value) and not _constant(o):
+                return
+        if 0 < len(leaves) < _LEAVES:
+            yield tuple(sorted(leaves, key=lambda v: _at(v, position))), frozenset(inside)
+
+
+def _opens(node: Node) -> bool:
+    """Whether a node makes each element of what is in the same place, or is the same all over."""
+    apart = elementwise(node) and node.op != "broadcast_in_dim"
+    return apart or _constant(node.outputs[0])
+
+
+def _constant(value: Value) -> bool:
+    """A number that is spread or converted."""
+    node = value.node
+    return (
+        node is not None
+        and elementwise(node)
+        and all(not isinstance(o, Value) or _constant(o) for o in node.inputs)
+    )
+
+
+def _at(value: Value, position: Mapping[Node, int]) -> int:
+    return -1 if value.node is None else position.get(value.node, -1)
+
+
+def _recognised(
+    value: Value, leaves: Sequence[Value]
+) -> tuple[str, Value, Value | None, Value | None] | None:
+    if any("float" not in v.type.dtype or v.type.dtype == "float64" for v in leaves):
+        return None
+    given = _samples(leaves)
+    try:
+        found = Samples(given).of(value)
+    except Unknown:
+        return None
+    for order in permutations(leaves):
+        arrays = [given[v] for v in order]
+        for name, function in FUNCTIONS.items():
+            y, slope = function(arrays[0])
+            if len(order) == 1 and _close(found, y):
+                return name, order[0], None, None
+            if len(order) == 2 and _close(found, slope * arrays[1]):
+                return name, order[0], None, order[1]
+            if len(order) == 2 and _close(found, y * arrays[1]):
+                return name, order[0], order[1], None
+            if len(order) == 3 and _close(found, slope * arrays[1] * arrays[2]):
+                late = order[2] if _at_node(order[2]) else order[1]
+                early = order[1] if late is order[2] else order[2]
+                return name, order[0], early, late
+    return None
+
+
+def _at_node(value: Value) -> bool:
+    """Whether it is of the backward pass."""
+    return value.node is None or value.node.phase == "backward"
+
+
+def _samples(leaves: Sequence[Value]) -> dict[Value, Array]:
+    """Points that tell the functions apart; a fixed choice, for compilation is deterministic."""
+    random = np.random.default_rng(20)
+    rank = leaves[0].type.rank
+    size = (1,) * (rank - 1) + (_SAMPLES,)
+    return {v: (random.standard_normal(size) * 3).reshape(size) for v in leaves}
+
+
+def _close(found: Array, function: Array) -> bool:
+    if found.shape != function.shape:
+        return False
+    apart = np.abs(found - function)
+    return bool(np.all(apart <= _WITHIN * np.maximum(1, np.abs(function))))

@@ -1,0 +1,209 @@
+"""LayerNorm and RMSNorm that are quantised: one `norm_quantize`.
+
+What an operand of a product is made of is evaluated (`precir.passes.samples`) on a few rows, as a
+function of one tensor from before and of rows of weights, ever further up the program, until it is
+a norm of the tensor, however that is spelled.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from typing import Any, Final
+
+import numpy as np
+
+from precir.ir import Literal, Node, Value
+from precir.passes.samples import Samples, Unknown, computable
+
+Array = np.ndarray[Any, Any]
+
+_STEPS: Final = 60  # nodes that a norm is made of at most
+_WITHIN: Final = 1e-6  # of the largest: what a norm's constants lose in float32
+_LARGEST_EPS: Final = 0.1
+_CASTS: Final = ("convert_element_type", "cast")
+_SPREADS: Final = ("broadcast_in_dim", "reshape", "expand_dims", "squeeze", *_CASTS)
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What a value is: the norm of the rows of x, times a weight, plus a bias.
+
+    `weight` and `bias` are of the program, in any shape that holds one row; `rows` says of values
+    of one number a row which they are, "mean" or "rstd"; `inside` are the nodes between x and the
+    value.
+    """
+
+    kind: str
+    x: Value
+    weight: Value | None
+    bias: Value | None
+    eps: float
+    rows: Mapping[Value, str]
+    inside: frozenset[Node]
+
+
+def find_norm(value: Value, position: Mapping[Node, int]) -> Norm | None:
+    """The furthest up that fits, for a LayerNorm is an RMSNorm of what is centred; or None."""
+    shape = value.type.shape
+    if len(shape) < 2 or shape[-1] < 2 or math.prod(shape[:-1]) < 2:
+        return None
+    norm = None
+    for x, columns, inside in _cuts(value, position):
+        if any(n.op == "reduce_sum" for n in inside):
+            norm = _recognised(value, x, columns, inside) or norm
+    return norm
+
+
+def _cuts(
+    value: Value, position: Mapping[Node, int]
+) -> Iterator[tuple[Value, tuple[Value, ...], frozenset[Node]]]:
+    """Tensors that make `value`, together with rows of numbers and the nodes in between."""
+    shape = value.type.shape
+    leaves: set[Value] = {value}
+    columns: set[Value] = set()
+    inside: set[Node] = set()
+    for _ in range(_STEPS):
+        leaf = _next(leaves, shape, position)
+        if leaf is None or leaf.node is None or not computable(leaf.node):
+            return
+        inside.add(leaf.node)
+        leaves.remove(leaf)
+        for o in leaf.node.inputs:
+            if not isinstance(o, Value) or o in columns or o in leaves:
+                continue
+            if _is_row_of_columns(o, shape):
+                columns.add(o)
+            elif math.prod(o.type.shape) > 1:
+                leaves.add(o)
+        if len(leaves) == 1:
+            (x,) = leaves
+            if x.type.shape == shape:
+                yield x, tuple(sorted(columns, key=lambda v: v.hint)), frozenset(inside)
+
+
+def _next(leaves: set[Value], shape: tuple[int, ...], position: Mapping[Node, int]) -> Value | None:
+    """What only spreads something smaller comes first, then what was made last."""
+
+    def order(v: Value) -> tuple[bool, int]:
+        node = v.node
+        if node is None:
+            return False, -1
+        source = node.inputs[0] if node.inputs else None
+        spreads = node.op in _SPREADS and (
+            not isinstance(source, Value) or math.prod(source.type.shape) < math.prod(shape)
+        )
+        return spreads and v.type.shape == shape, position.get(node, -1)
+
+    return max(leaves, key=order) if leaves else None
+
+
+def _is_row_of_columns(value: Value, shape: tuple[int, ...]) -> bool:
+    return value.type.shape == shape[-1:] or (
+        value.type.shape == (1,) * (len(shape) - 1) + shape[-1:]
+    )
+
+
+def _recognised(
+    value: Value, x: Value, columns: tuple[Value, ...], inside: frozenset[Node]
+) -> Norm | None:
+    floats = all("float" in v.type.dtype and v.type.dtype != "float64" for v in (x, *columns))
+    if len(columns) > 2 or not floats:
+        return None
+    given = _samples(x, columns)
+    samples = Samples(given)
+    try:
+        found = samples.of(value)
+    except Unknown:
+        return None
+    for kind in ("layer", "rms"):
+        for eps in _small_numbers(inside):
+            y, mean, rstd = _norm(given[x], kind, eps)
+            for weight, bias in _roles(columns):
+                whole = y if weight is None else y * _wide(given[weight], y)
+                whole = whole if bias is None else whole + _wide(given[bias], y)
+                if _close(found, whole):
+                    rows = dict(_rows(samples, inside, kind, mean, rstd))
+                    x = _unrounded(x)
+                    return Norm(kind, x, weight, bias, eps, rows, inside)
+    return None
+
+
+def _wide(row: Array, like: Array) -> Array:
+    return row.reshape((1,) * (like.ndim - 1) + (-1,))
+
+
+def _roles(columns: tuple[Value, ...]) -> Iterator[tuple[Value | None, Value | None]]:
+    if not columns:
+        yield None, None
+    elif len(columns) == 1:
+        yield columns[0], None
+        yield None, columns[0]
+    else:
+        yield from ((a, b) for a, b in permutations(columns))
+
+
+def _norm(x: Array, kind: str, eps: float) -> tuple[Array, Array, Array]:
+    mean = x.mean(-1, keepdims=True) if kind == "layer" else np.zeros((*x.shape[:-1], 1))
+    apart = x - mean
+    rstd = 1 / np.sqrt((apart * apart).mean(-1, keepdims=True) + eps)
+    return apart * rstd, mean, rstd
+
+
+def _small_numbers(inside: frozenset[Node]) -> list[float]:
+    """What may be the number that is added to the variance."""
+    found = {
+        float(o.value)
+        for node in inside
+        for o in node.inputs
+        if isinstance(o, Literal) and isinstance(o.value, float)
+    }
+    return [*sorted(v for v in found if 0 < v < _LARGEST_EPS), 0.0]
+
+
+def _samples(x: Value, columns: tuple[Value, ...]) -> dict[Value, Array]:
+    """Rows whose variance is about as small as an epsilon, so that it shows; a fixed choice."""
+    random = np.random.default_rng(21)
+    shape = x.type.shape
+    sizes = (*(min(n, 2) for n in shape[:-1]), shape[-1])
+    given = {x: 3e-3 * random.standard_normal(sizes) + 1e-3}
+    for v in columns:
+        given[v] = 1 + random.standard_normal(v.type.shape)
+    return given
+
+
+def _rows(
+    samples: Samples, inside: frozenset[Node], kind: str, mean: Array, rstd: Array
+) -> Iterator[tuple[Value, str]]:
+    """The values inside that are the mean or the root of each row, and nothing wider."""
+    for node in inside:
+        (value,) = node.outputs
+        array = samples.known.get(value)
+        if array is None or value.type.dtype != "float32" or array.size != mean.size:
+            continue
+        for name, wanted in (("mean", mean), ("rstd", rstd)):
+            if name == "mean" and kind == "rms":
+                continue
+            if _close(array.reshape(mean.shape), wanted):
+                yield value, name
+
+
+def _unrounded(x: Value) -> Value:
+    """What x was made of by widening it."""
+    while x.node is not None and x.node.op in _CASTS:
+        (source,) = x.node.inputs
+        narrow = isinstance(source, Value) and source.type.dtype in ("bfloat16", "float16")
+        if not narrow or x.type.dtype != "float32":
+            return x
+        assert isinstance(source, Value)
+        x = source
+    return x
+
+
+def _close(found: Array, function: Array) -> bool:
+    if found.shape != function.shape:
+        return False
+    most = np.max(np.abs(function))
+    return bool(np.max(np.abs(found - function)) <= _WITHIN * most)

@@ -1,0 +1,324 @@
+"""Compute and quantise in one kernel where that pays: norms, activations and their gradients, a
+matrix and its transpose.
+
+A value that is quantised is looked at with all that reads it (`precir.passes.sinks`). Is it a norm
+or an activation of something (`fused_norm`, `fused_act`), the kernel computes it; and where a
+product sums over its rows, the transpose that this product reads is written in the same pass. What
+the kernel does not replace reads a wide copy that it writes too. The rules:
+
+- the scale stays what the recipe says. Where it is measured on the value itself, or falls back to
+  that, the value is measured first, in a pass that writes nothing; and if something else reads the
+  value too, which must then be stored, nothing is fused.
+- the kernel computes in float32 and rounds once, where the program may have rounded to 16 bits
+  between.
+- a kernel is used where the model of `fused_cost` says that it takes less time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from precir.ir import Graph, Node, Operand, Type, Value, map_regions
+from precir.ops.fused import result_types
+from precir.passes.fused_act import Activation, find_activation
+from precir.passes.fused_cost import Cost, Work, elements_of, width_of
+from precir.passes.fused_norm import Norm, find_norm
+from precir.passes.rebuild import in_order
+from precir.passes.samples import elementwise
+from precir.passes.simplify import drop_dead
+from precir.passes.sinks import Sink, find_sinks, positions
+from precir.passes.turned_products import turn_products
+
+_SIZES: Final = (16, 32, 64, 128)  # blocks whose transposes there are kernels for
+_SPREADS: Final = ("reshape", "broadcast_in_dim", "expand_dims")
+Found = Norm | Activation | None
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One value that a kernel computes and quantises, or could have.
+
+    Attributes:
+      kernel: its name.
+      node: the quantisation that it took the place of.
+      used: whether it did.
+      saved: by the model, in one run; negative where nothing is.
+      reason: what it computes of what, or why it is not used.
+    """
+
+    kernel: str
+    node: Node
+    used: bool
+    saved: Cost
+    reason: str
+
+
+def fuse_kernels(graph: Graph) -> tuple[Graph, tuple[Fused, ...]]:
+    """The program with fused kernels, at every level, and what was decided.
+
+    Products that are only read transposed are multiplied the other way round first.
+    """
+    decided: list[Fused] = []
+
+    def here(g: Graph) -> Graph:
+        g = turn_products(g)
+        builder = _Builder(g)
+        for sink in find_sinks(g):
+            found = builder.sink(sink)
+            if found is not None:
+                decided.append(found)
+        return builder.finish()
+
+    return here(map_regions(graph, here)), tuple(decided)
+
+
+@dataclass
+class _Builder:
+    """The new nodes of one graph, and what they replace."""
+
+    graph: Graph
+    position: Mapping[Node, int] = field(init=False)
+    before: dict[Node, list[Node]] = field(default_factory=dict)
+    now: dict[Value, Operand] = field(default_factory=dict)
+    swapped: dict[Node, dict[int, Value]] = field(default_factory=dict)
+    gone: set[Node] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.position = positions(self.graph)
+
+    # -- one value -----------------------------------------------------------------------------
+
+    def sink(self, sink: Sink) -> Fused | None:
+        sink = _turnable(sink)
+        made = self.found(sink)
+        if made is None:
+            return self.both(sink)
+        kernel = _kernel_of(made)
+        first = sink.nodes[0]
+        if isinstance(made, Activation) and made.gradient is not None and made.up is not None:
+            return Fused(
+                kernel, first, False, Cost(), "gradients of what is gated stay as they are"
+            )
+        looks = sink.measured or _looks_first(sink)
+        if looks and sink.others:
+            why = "something else reads the value, and its scale takes a look at all of it first"
+            return self.both(sink) or Fused(kernel, first, False, Cost(), why)
+        work = self.work(sink, made, looks)
+        if work.saved.seconds <= 0:
+            return self.both(sink) or Fused(kernel, first, False, work.saved, "it takes no less")
+        self.fuse(sink, made, looks)
+        return Fused(kernel, first, True, work.saved, _words(made, sink))
+
+    def found(self, sink: Sink) -> Found:
+        if sink.square:
+            return None
+        return find_norm(sink.value, self.position) or find_activation(sink.value, self.position)
+
+    def work(self, sink: Sink, made: Found, looks: bool) -> Work:
+        arguments = [] if made is None else _arguments(made)
+        return Work(
+            elements=elements_of(sink.value.type.shape),
+            width=width_of(sink.value.type.dtype),
+            read=sum(_bytes(v) for v in arguments),
+            made=sum(_bytes(v) for v in arguments if made and self.only_within(v, made)),
+            measured=looks,
+            lying=bool(sink.lying),
+            apart=len(sink.standing),
+            copied=bool(sink.turned),
+            turned=sink.flips,
+            others=sink.others,
+        )
+
+    def only_within(self, value: Value, made: Norm | Activation) -> bool:
+        """Whether a value is an element-wise sum or the like that nothing else reads: it would not
+        be stored but for the kernel.
+        """
+        if value.node is None or not elementwise(value.node) or value in self.graph.outputs:
+            return False
+        return all(
+            user in made.inside or user.op in ("convert_element_type", "cast")
+            for user in self.graph.users.get(value, ())
+        )
+
+    def fuse(self, sink: Sink, made: Norm | Activation, looks: bool) -> None:
+        first, shape = sink.nodes[0], sink.value.type.shape
+        new: list[Node] = []
+        scale = self.scale(sink, new)
+        plain = sink.value.type.dtype if sink.others else ""
+        params = _writing(sink, plain, given=scale is not None)
+        op, inputs = _kernel_of(made), [made.x]
+        if isinstance(made, Norm):
+            params |= {
+                "kind": made.kind, "eps": made.eps,
+                "weight": made.weight is not None, "bias": made.bias is not None,
+            }  # fmt: skip
+            rows = [self.row(v, shape[-1:], new) for v in (made.weight, made.bias) if v]
+            inputs += rows
+        else:
+            params |= {"activation": made.name}
+            if made.gradient is None:
+                params["gated"] = made.up is not None
+            inputs += [v for v in (made.up, made.gradient) if v is not None]
+        operands: list[Operand] = [*inputs, *([scale] if scale is not None else [])]
+        kinds = result_types(op, Type(shape, made.x.type.dtype), params)
+        node = _at(first, op, operands, kinds, params)
+        new.append(node)
+        results = list(node.outputs)
+        self.written(sink, results, new)
+        if plain:
+            self.now[sink.value] = results[1 + sink.flips]
+        if isinstance(made, Norm) and not looks:
+            self.stats(made, node, new)
+        self.put(sink, new)
+
+    def stats(self, norm: Norm, node: Node, new: list[Node]) -> None:
+        """The kernel's mean and root in the place of the program's."""
+        results = {"rstd": node.outputs[-1]}
+        if norm.kind == "layer":
+            results["mean"] = node.outputs[-2]
+        for value, name in sorted(norm.rows.items(), key=lambda r: self.position[r[0].node]):  # type: ignore[index]
+            self.now[value] = self.row(results[name], value.type.shape, new)
+
+    def row(self, value: Value, shape: tuple[int, ...], new: list[Node]) -> Value:
+        """The same numbers in another shape: what they were spread from, or reshaped."""
+        if value.type.shape == shape:
+            return value
+        made = value.node
+        source = made.inputs[0] if made is not None and made.op in _SPREADS else None
+        if isinstance(source, Value) and source.type.shape == shape:
+            return source
+        params = {"new_sizes": shape, "dimensions": None, "sharding": None}
+        place = value.node if value.node is not None else new[0] if new else self.graph.nodes[0]
+        node = _at(place, "reshape", [value], [Type(shape, value.type.dtype)], params)
+        new.append(node)
+        return node.outputs[0]
+
+    def scale(self, sink: Sink, new: list[Node]) -> Operand | None:
+        if not sink.measured:
+            return sink.scale
+        first, kind = sink.nodes[0], Type((), "float32")
+        amax = _at(first, "finite_amax", [first.inputs[0]], [kind], {})
+        scale = _at(first, "current_scale", amax.outputs, [kind], {"dtype": sink.dtype})
+        new += [amax, scale]
+        return scale.outputs[0]
+
+    def both(self, sink: Sink) -> Fused | None:
+        """A matrix and its transpose from one read."""
+        first = sink.nodes[0]
+        if not sink.flips or any(n.inputs[0] is not first.inputs[0] for n in sink.nodes):
+            return None
+        work = replace(self.work(sink, None, sink.measured), others=False)
+        if work.saved.seconds <= 0:
+            return Fused("quantize_both", first, False, work.saved, "it takes no less")
+        params = _writing(sink, "", given=sink.scale is not None)
+        source = first.inputs[0]
+        operands = [source, *([sink.scale] if sink.scale is not None else [])]
+        kinds = result_types("quantize_both", source.type, params)
+        node = _at(first, "quantize_both", operands, kinds, params)
+        new = [node]
+        self.written(sink, list(node.outputs), new)
+        self.put(sink, new)
+        return Fused("quantize_both", first, True, work.saved, "and the transpose, from one read")
+
+    def written(self, sink: Sink, results: list[Value], new: list[Node]) -> None:
+        """The kernel's results in the place of those of `quantize`."""
+        for node in sink.lying:
+            self.now[node.outputs[0]] = results[0]
+        if not sink.flips:
+            return
+        shape, kind = sink.value.type.shape, results[1].type
+        back = Type(shape, kind.dtype, scale=(), block=())
+        if sink.standing:
+            back = sink.standing[0].outputs[0].type
+        elif sink.block:
+            back = sink.lying[0].outputs[0].type
+        node = _at(sink.nodes[0], "turned_back", [results[1]], [back], {"shape": shape})
+        new.append(node)
+        for standing in sink.standing:
+            self.now[standing.outputs[0]] = node.outputs[0]
+        for product, operand in sink.turned:
+            self.swapped.setdefault(product, {})[operand] = node.outputs[0]
+
+    def put(self, sink: Sink, new: list[Node]) -> None:
+        place = min(sink.nodes, key=lambda n: self.position[n])
+        self.before.setdefault(place, []).extend(new)
+        self.gone.update(sink.nodes)
+
+    # -- all of it -----------------------------------------------------------------------------
+
+    def finish(self) -> Graph:
+        if not self.gone:
+            return self.graph
+        nodes: list[Node] = []
+        for node in self.graph:
+            nodes += self.before.get(node, [])
+            if node in self.swapped:
+                changed = self.swapped[node]
+                inputs = [changed.get(i, o) for i, o in enumerate(node.inputs)]
+                made = node.like(inputs=inputs)
+                self.now.update(zip(node.outputs, made.outputs, strict=True))
+                nodes.append(made)
+            elif node not in self.gone:
+                nodes.append(node)
+        ordered, outputs = in_order(nodes, self.now, self.graph.outputs)
+        assert len(ordered) == len(nodes), "a kernel needs what is made of its result"
+        return drop_dead(self.graph.with_(nodes=tuple(ordered), outputs=tuple(outputs)))
+
+
+def _turnable(sink: Sink) -> Sink:
+    """Without the transpose where no kernel writes it."""
+    size = sink.block[-1] if sink.block else 0
+    if not sink.block or size in _SIZES:
+        return sink
+    others = sink.others or bool(sink.standing)
+    return replace(sink, standing=[], turned=[], others=others)
+
+
+def _looks_first(sink: Sink) -> bool:
+    """Whether a given scale was made of the largest of the value itself."""
+    made = sink.scale.node if isinstance(sink.scale, Value) else None
+    return made is not None and any(
+        isinstance(o, Value) and o.node is not None and o.node.op == "finite_amax"
+        for o in made.inputs
+    )
+
+
+def _writing(sink: Sink, plain: str, *, given: bool) -> dict[str, Any]:
+    return {
+        "dtype": sink.dtype, "block": sink.block, "scale_format": sink.scale_format,
+        "given": given, "turned": sink.flips, "plain": plain, "amax": False,
+    }  # fmt: skip
+
+
+def _at(place: Node, op: str, inputs: Any, kinds: list[Type], params: dict[str, Any]) -> Node:
+    """A node of ours where `place` is."""
+    made = place.like(op=op, inputs=inputs, types=kinds, params=params, regions=())
+    made.effects = False
+    return made
+
+
+def _arguments(made: Norm | Activation) -> list[Value]:
+    return [made.x] if isinstance(made, Norm) else list(made.arguments)
+
+
+def _kernel_of(made: Norm | Activation) -> str:
+    if isinstance(made, Norm):
+        return "norm_quantize"
+    return "act_gradients" if made.gradient is not None else "act_quantize"
+
+
+def _bytes(value: Value) -> int:
+    return elements_of(value.type.shape) * width_of(value.type.dtype)
+
+
+def _words(made: Norm | Activation, sink: Sink) -> str:
+    if isinstance(made, Norm):
+        what = {"layer": "LayerNorm", "rms": "RMSNorm"}[made.kind]
+    elif made.gradient is not None:
+        what = f"the gradient of {made.name}"
+    else:
+        what = made.name + ", gated" * (made.up is not None)
+    more = [*(["the transpose"] if sink.flips else []), *(["a wide copy"] if sink.others else [])]
+    return what + (f", with {' and '.join(more)}" if more else "")
