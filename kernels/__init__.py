@@ -11,7 +11,12 @@ if __name__ != "precir.kernels":
     )
 
 from precir.formats import E4M3, E5M2, E8M0FNU
-from precir.kernels.act_quantize import act_gradients, act_quantize, activation_scale
+from precir.kernels.act_quantize import (
+    act_gradients,
+    act_gradients_amax,
+    act_quantize,
+    activation_scale,
+)
 from precir.kernels.adam_update import Updated, adam_update
 from precir.kernels.delayed import (
     current_scale,
@@ -54,6 +59,7 @@ __all__ = [
     "Updated",
     "Written",
     "act_gradients",
+    "act_gradients_amax",
     "act_quantize",
     "activation_scale",
     "adam_update",

@@ -46,7 +46,7 @@ _CUBIC: Final = 0.044715
 
 def act_quantize(
     x: ArrayLike,
-    format: DTypeLike | Format,
+    format: DTypeLike | Format | None,
     *,
     activation: str = "gelu_tanh",
     up: ArrayLike | None = None,
@@ -67,7 +67,7 @@ def act_quantize(
     ``scale_format`` as in ``quantize``, or ``(1, columns)``. ``transposed`` adds the transpose,
     under the same scale or in blocks along its own rows, which a backward product needs, ``plain``
     a copy in that dtype, and ``amax`` the largest finite magnitude, which the next steps' scales
-    need.
+    need. Without a format only these two are there: with ``amax`` alone nothing but it is written.
 
     Not differentiable: ``act_gradients`` is what its backward pass calls. Under ``jax.vmap`` each
     example has its own scales. Raises ``QuantizeError`` (a ``TypeError``) for what it does not
@@ -127,6 +127,23 @@ def act_gradients(
     n = writing.count()
     second = writing.written(results[n:], other, x.shape) if len(results) > n else None
     return writing.written(results[:n], given, x.shape), second
+
+
+def act_gradients_amax(
+    x: ArrayLike, gradient: ArrayLike, *, activation: str = "gelu_tanh"
+) -> Array:
+    """The largest finite magnitude of the gradient that ``act_gradients`` would write, float32[]:
+    what its scale is made of, from a read of ``x`` and of the ``gradient`` that writes nothing.
+    """
+    x, g = checked_array(x), checked_array(gradient)
+    if g.shape != x.shape or not x.ndim:
+        raise QuantizeError(f"x has shape {x.shape}, and its gradient {g.shape}")
+    params = {
+        "activation": _known(activation), "packed": False, "writing": Writing(None, amax=True),
+    }  # fmt: skip
+    one = jnp.ones((1, 2), np.float32)
+    results: Results = act_gradients_p.bind(one, matrix(g), matrix(x), **params)
+    return results[0][0]
 
 
 def activation_scale(

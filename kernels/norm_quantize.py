@@ -61,7 +61,7 @@ class NormGradients(NamedTuple):
 
 def norm_quantize(
     x: ArrayLike,
-    format: DTypeLike | Format,
+    format: DTypeLike | Format | None,
     *,
     kind: str = "layer",
     weight: ArrayLike | None = None,
@@ -82,7 +82,8 @@ def norm_quantize(
     in blocks along the last axis: ``block=(1, 128)``, with ``scale_format`` as in ``quantize``, or
     ``(1, columns)``. ``transposed`` adds the transpose, under the same scale or in blocks along its
     own rows, which a backward product needs, ``plain`` a copy in that dtype, and ``amax`` the
-    largest finite magnitude, which the next steps' scales need.
+    largest finite magnitude, which the next steps' scales need. Without a format only these two are
+    written.
 
     Not differentiable: ``norm_gradients`` is what its backward pass calls. Under ``jax.vmap`` each
     example has its own scales. Raises ``QuantizeError`` (a ``TypeError``) for what it does not
@@ -93,6 +94,8 @@ def norm_quantize(
     if isinstance(scale, str):
         if scale != "proved":
             raise QuantizeError(f'a scale is a power of two or "proved", not {scale!r}')
+        if format is None:
+            raise QuantizeError("a scale is of an FP8 result")
         scale = norm_scale(x.shape[-1], format, weight=weight, bias=bias)
     writing, given = writing_of(
         x.shape, format, scale=scale, block=block, scale_format=scale_format,

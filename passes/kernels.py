@@ -7,16 +7,18 @@ product sums over its rows, the transpose that this product reads is written in 
 the kernel does not replace reads a wide copy that it writes too. The rules:
 
 - the scale stays what the recipe says. Where it is measured on the value itself, or falls back to
-  that, the value is measured first, in a pass that writes nothing; and if something else reads the
-  value too, which must then be stored, nothing is fused.
-- the kernel computes in float32 and rounds once, where the program may have rounded to 16 bits
+  that, the kernel runs first without writing anything but the largest.
+- a kernel computes in float32 and rounds once, where the program may have rounded to 16 bits
   between.
+- a float32 value that no kernel computes, and that is only quantised, is stored in bfloat16 on the
+  way where the recipe computes in that: it is rounded twice, and never stored wider than an
+  activation.
 - a kernel is used where the model of `fused_cost` says that it takes less time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -25,10 +27,11 @@ from precir.ops.fused import result_types
 from precir.passes.fused_act import Activation, find_activation
 from precir.passes.fused_cost import Cost, Work, elements_of, width_of
 from precir.passes.fused_norm import Norm, find_norm
+from precir.passes.narrowing import NARROW, narrow_values
 from precir.passes.rebuild import in_order
 from precir.passes.samples import elementwise
 from precir.passes.simplify import drop_dead
-from precir.passes.sinks import Sink, find_sinks, positions
+from precir.passes.sinks import Sink, find_sinks, positions, root
 from precir.passes.turned_products import turn_products
 
 _SIZES: Final = (16, 32, 64, 128)  # blocks whose transposes there are kernels for
@@ -55,23 +58,34 @@ class Fused:
     reason: str
 
 
-def fuse_kernels(graph: Graph) -> tuple[Graph, tuple[Fused, ...]]:
+def fuse_kernels(graph: Graph, compute: str = "float32") -> tuple[Graph, tuple[Fused, ...]]:
     """The program with fused kernels, at every level, and what was decided.
 
-    Products that are only read transposed are multiplied the other way round first.
+    `compute` is the dtype of activations. Products that are only read transposed are multiplied the
+    other way round first.
     """
     decided: list[Fused] = []
 
     def here(g: Graph) -> Graph:
-        g = turn_products(g)
-        builder = _Builder(g)
-        for sink in find_sinks(g):
-            found = builder.sink(sink)
-            if found is not None:
-                decided.append(found)
-        return builder.finish()
+        g = _built(turn_products(g), _Builder.computed, decided)
+        if compute == NARROW:
+            g, narrowed = narrow_values(g)
+            why = "only quantised: stored in 16 bits"
+            decided.extend(Fused("cast", n, True, Cost(size, 0), why) for n, size in narrowed)
+        return _built(g, _Builder.both, decided)
 
     return here(map_regions(graph, here)), tuple(decided)
+
+
+def _built(
+    graph: Graph, decide: Callable[[_Builder, Sink], Fused | None], decided: list[Fused]
+) -> Graph:
+    builder = _Builder(graph)
+    for sink in find_sinks(graph):
+        found = decide(builder, sink)
+        if found is not None:
+            decided.append(found)
+    return builder.finish()
 
 
 @dataclass
@@ -90,25 +104,23 @@ class _Builder:
 
     # -- one value -----------------------------------------------------------------------------
 
-    def sink(self, sink: Sink) -> Fused | None:
+    def computed(self, sink: Sink) -> Fused | None:
+        """A norm or an activation, quantised as it is computed."""
         sink = _turnable(sink)
         made = self.found(sink)
         if made is None:
-            return self.both(sink)
+            return None
         kernel = _kernel_of(made)
         first = sink.nodes[0]
         if isinstance(made, Activation) and made.gradient is not None and made.up is not None:
             return Fused(
                 kernel, first, False, Cost(), "gradients of what is gated stay as they are"
             )
-        looks = sink.measured or _looks_first(sink)
-        if looks and sink.others:
-            why = "something else reads the value, and its scale takes a look at all of it first"
-            return self.both(sink) or Fused(kernel, first, False, Cost(), why)
-        work = self.work(sink, made, looks)
+        seen = _seen(sink)
+        work = self.work(sink, made, sink.measured or seen is not None)
         if work.saved.seconds <= 0:
-            return self.both(sink) or Fused(kernel, first, False, work.saved, "it takes no less")
-        self.fuse(sink, made, looks)
+            return Fused(kernel, first, False, work.saved, "it takes no less")
+        self.fuse(sink, made, seen)
         return Fused(kernel, first, True, work.saved, _words(made, sink))
 
     def found(self, sink: Sink) -> Found:
@@ -142,36 +154,50 @@ class _Builder:
             for user in self.graph.users.get(value, ())
         )
 
-    def fuse(self, sink: Sink, made: Norm | Activation, looks: bool) -> None:
-        first, shape = sink.nodes[0], sink.value.type.shape
+    def fuse(self, sink: Sink, made: Norm | Activation, seen: Value | None) -> None:
+        first, kind = sink.nodes[0], Type(sink.value.type.shape, made.x.type.dtype)
         new: list[Node] = []
-        scale = self.scale(sink, new)
+        arguments, extra = self.arguments(made, new)
+        op, scale = _kernel_of(made), sink.scale
+        stats: Node | None = None
+        if sink.measured or seen is not None:
+            params = {**_LOOK, **extra}
+            stats = _at(first, op, arguments, result_types(op, kind, params), params)
+            amax = stats.outputs[0]
+            new.append(stats)
+            if seen is not None:
+                self.now[seen] = amax
+            else:
+                made_of = {"dtype": sink.dtype}
+                measured = _at(first, "current_scale", [amax], [Type((), "float32")], made_of)
+                new.append(measured)
+                scale = measured.outputs[0]
         plain = sink.value.type.dtype if sink.others else ""
-        params = _writing(sink, plain, given=scale is not None)
-        op, inputs = _kernel_of(made), [made.x]
+        params = {**_writing(sink, plain, given=scale is not None), **extra}
+        operands = [*arguments, *([scale] if scale is not None else [])]
+        node = _at(first, op, operands, result_types(op, kind, params), params)
+        new.append(node)
+        self.written(sink, list(node.outputs), new)
+        if plain:
+            self.now[sink.value] = node.outputs[1 + sink.flips]
         if isinstance(made, Norm):
-            params |= {
+            self.stats(made, stats or node, new)
+        self.put(sink, new)
+
+    def arguments(
+        self, made: Norm | Activation, new: list[Node]
+    ) -> tuple[list[Operand], dict[str, Any]]:
+        """What the kernel is called with, and the parameters that say what it computes."""
+        if isinstance(made, Norm):
+            extra = {
                 "kind": made.kind, "eps": made.eps,
                 "weight": made.weight is not None, "bias": made.bias is not None,
             }  # fmt: skip
-            rows = [self.row(v, shape[-1:], new) for v in (made.weight, made.bias) if v]
-            inputs += rows
-        else:
-            params |= {"activation": made.name}
-            if made.gradient is None:
-                params["gated"] = made.up is not None
-            inputs += [v for v in (made.up, made.gradient) if v is not None]
-        operands: list[Operand] = [*inputs, *([scale] if scale is not None else [])]
-        kinds = result_types(op, Type(shape, made.x.type.dtype), params)
-        node = _at(first, op, operands, kinds, params)
-        new.append(node)
-        results = list(node.outputs)
-        self.written(sink, results, new)
-        if plain:
-            self.now[sink.value] = results[1 + sink.flips]
-        if isinstance(made, Norm) and not looks:
-            self.stats(made, node, new)
-        self.put(sink, new)
+            columns = made.x.type.shape[-1:]
+            rows = [self.row(v, columns, new) for v in (made.weight, made.bias) if v is not None]
+            return [made.x, *rows], extra
+        gated = {} if made.gradient is not None else {"gated": made.up is not None}
+        return [*made.arguments], {"activation": made.name, **gated}
 
     def stats(self, norm: Norm, node: Node, new: list[Node]) -> None:
         """The kernel's mean and root in the place of the program's."""
@@ -195,25 +221,16 @@ class _Builder:
         new.append(node)
         return node.outputs[0]
 
-    def scale(self, sink: Sink, new: list[Node]) -> Operand | None:
-        if not sink.measured:
-            return sink.scale
-        first, kind = sink.nodes[0], Type((), "float32")
-        amax = _at(first, "finite_amax", [first.inputs[0]], [kind], {})
-        scale = _at(first, "current_scale", amax.outputs, [kind], {"dtype": sink.dtype})
-        new += [amax, scale]
-        return scale.outputs[0]
-
     def both(self, sink: Sink) -> Fused | None:
         """A matrix and its transpose from one read."""
-        first = sink.nodes[0]
-        if not sink.flips or any(n.inputs[0] is not first.inputs[0] for n in sink.nodes):
+        sink, first = _turnable(sink), sink.nodes[0]
+        source = first.inputs[0]
+        if not sink.flips or any(n.inputs[0] is not source for n in sink.nodes):
             return None
         work = replace(self.work(sink, None, sink.measured), others=False)
         if work.saved.seconds <= 0:
             return Fused("quantize_both", first, False, work.saved, "it takes no less")
         params = _writing(sink, "", given=sink.scale is not None)
-        source = first.inputs[0]
         operands = [source, *([sink.scale] if sink.scale is not None else [])]
         kinds = result_types("quantize_both", source.type, params)
         node = _at(first, "quantize_both", operands, kinds, params)
@@ -249,7 +266,7 @@ class _Builder:
     # -- all of it -----------------------------------------------------------------------------
 
     def finish(self) -> Graph:
-        if not self.gone:
+        if not self.before:
             return self.graph
         nodes: list[Node] = []
         for node in self.graph:
@@ -276,13 +293,21 @@ def _turnable(sink: Sink) -> Sink:
     return replace(sink, standing=[], turned=[], others=others)
 
 
-def _looks_first(sink: Sink) -> bool:
-    """Whether a given scale was made of the largest of the value itself."""
+def _seen(sink: Sink) -> Value | None:
+    """The largest of the value itself, where a given scale falls back to it."""
     made = sink.scale.node if isinstance(sink.scale, Value) else None
-    return made is not None and any(
-        isinstance(o, Value) and o.node is not None and o.node.op == "finite_amax"
-        for o in made.inputs
-    )
+    for o in made.inputs if made is not None else ():
+        if isinstance(o, Value) and o.node is not None and o.node.op == "finite_amax":
+            (source,) = o.node.inputs
+            if isinstance(source, Value) and root(source) is sink.value:
+                return o
+    return None
+
+
+_LOOK: Final[dict[str, Any]] = {
+    "dtype": "", "block": (), "scale_format": "float32",
+    "given": False, "turned": False, "plain": "", "amax": True,
+}  # fmt: skip
 
 
 def _writing(sink: Sink, plain: str, *, given: bool) -> dict[str, Any]:

@@ -179,7 +179,7 @@ def _update(state: State) -> State:
 def _kernels(state: State) -> State:
     if state.recipe.kernels == "plain":
         return state
-    graph, fused = fuse_kernels(state.graph)
+    graph, fused = fuse_kernels(state.graph, state.recipe.compute)
     return replace(state, graph=graph, fused=fused)
 
 

@@ -2,7 +2,8 @@
 
 What they write is said by the same parameters for all of them:
 
-  dtype, block, scale_format   of the result, as of `quantize`, block as long as the shape
+  dtype, block, scale_format   of the result, as of `quantize`, block as long as the shape; with a
+            dtype of "" nothing is quantised: what is asked is the amax
   given     whether the last operand is the scale of the whole tensor
   turned    whether the transpose, [columns, rows], is written too
   plain     dtype of a copy that is not quantised, "" for none
@@ -51,7 +52,11 @@ def operands(node: Node) -> list[str]:
 def suffixes(node: Node) -> list[str]:
     """How each result is told from the others in a name."""
     p = node.params
-    names = ["q", *(["t"] if p["turned"] else []), *([""] if p["plain"] else [])]
+    names = [
+        *(["q"] if p["dtype"] else []),
+        *(["t"] if p["turned"] else []),
+        *([""] if p["plain"] else []),
+    ]
     names += ["amax"] if p["amax"] else []
     if node.op == "norm_quantize":
         names += [*(["mean"] if p["kind"] == "layer" else []), "rstd"]
@@ -61,7 +66,9 @@ def suffixes(node: Node) -> list[str]:
 def result_types(op: str, x: Type, params: dict[str, Any]) -> list[Type]:
     """The types of the results for an operand of type `x`."""
     p, shape, block = params, x.shape, params["block"]
-    kinds = [Type(shape, p["dtype"], scale=scale_shape(shape, block), block=block)]
+    kinds = []
+    if p["dtype"]:
+        kinds.append(Type(shape, p["dtype"], scale=scale_shape(shape, block), block=block))
     if p["turned"]:
         kinds.append(turned_type(kinds[0]))
     if p["plain"]:
@@ -97,7 +104,11 @@ def _results(node: Node, value: Fact, more: Sequence[Fact] = ()) -> list[Fact]:
         most = 2.0 if node.params["given"] else 1.13
         rounded = interval(min(value.lo * most, 0.0), max(value.hi * most, 0.0), ZERO)
     p = node.params
-    facts = [rounded, *([rounded] if p["turned"] else []), *([value] if p["plain"] else [])]
+    facts = [
+        *([rounded] if p["dtype"] else []),
+        *([rounded] if p["turned"] else []),
+        *([value] if p["plain"] else []),
+    ]
     facts += [interval(0.0, value.magnitude, ZERO)] if p["amax"] else []
     return [f._replace(basis=value.basis) for f in (*facts, *more)]
 
@@ -191,12 +202,17 @@ def _writing(node: Node, w: Writer) -> list[str | Hole]:
 def _targets(node: Node) -> str:
     """What `Written` is taken apart to."""
     p = node.params
-    return ", ".join(["{}", *("{}" if p[k] else "_" for k in ("turned", "plain", "amax"))])
+    return ", ".join("{}" if p[k] else "_" for k in ("dtype", "turned", "plain", "amax"))
+
+
+def _format(node: Node, w: Writer) -> str:
+    dtype = node.params["dtype"]
+    return format_source(dtype, w) if dtype else "None"
 
 
 def _norm_text(node: Node, w: Writer) -> Template:
     function, p = w.use("precir.kernels", "norm_quantize"), node.params
-    pieces: list[str | Hole] = [f"{function}(", Hole(0), f", {format_source(p['dtype'], w)}"]
+    pieces: list[str | Hole] = [f"{function}(", Hole(0), f", {_format(node, w)}"]
     pieces.append(f", kind={source(p['kind'], w)}".replace("'", '"'))
     for i, name in enumerate(operands(node)):
         if name in ("weight", "bias"):
@@ -209,12 +225,19 @@ def _norm_text(node: Node, w: Writer) -> Template:
 def _act_text(node: Node, w: Writer) -> Template:
     p = node.params
     backward = node.op == "act_gradients"
+    if backward and not p["dtype"]:
+        function = w.use("precir.kernels", "act_gradients_amax")
+        return Template(
+            (f"{function}(", Hole(0), ", ", Hole(1), f', activation="{p["activation"]}")')
+        )
     pieces: list[str | Hole] = [f"{w.use('precir.kernels', node.op)}(", Hole(0)]
     pieces += [", ", Hole(1)] if backward else []
-    pieces.append(f', {format_source(p["dtype"], w)}, activation="{p["activation"]}"')
+    pieces.append(f', {_format(node, w)}, activation="{p["activation"]}"')
     if not backward and p["gated"]:
         pieces += [", up=", Hole(1)]
     pieces += _writing(node, w)
+    if not p["dtype"] and not p["plain"]:
+        return Template((*pieces, ").amax"))
     if not any(p[k] for k in ("turned", "plain", "amax")):
         return Template((*pieces, ")[0].quantized" if backward else ").quantized"))
     return Template((*pieces, ")[0]" if backward else ")"), targets=_targets(node))

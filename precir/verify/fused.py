@@ -24,7 +24,11 @@ def _fused(node: Node) -> Wrong:
             expected = ", ".join(map(str, known))
             yield f"parameter {name} is {p.get(name)!r}, expected one of {expected}"
             return
-    if any(type(p.get(k)) is not bool for k in _GIVEN) or p.get("plain") not in _PLAIN:
+    if (
+        any(type(p.get(k)) is not bool for k in _GIVEN)
+        or "dtype" not in p
+        or p.get("plain") not in _PLAIN
+    ):
         yield f"parameters {dict(p)!r} do not say what is written"
         return
     names = operands(node)
@@ -38,7 +42,11 @@ def _fused(node: Node) -> Wrong:
     if not is_block(p.get("block"), x.rank) or len(p["block"]) not in (0, x.rank):
         yield f"the block is {p.get('block')!r}, expected a size for each axis, or ()"
         return
-    if bool(p["block"]) == p["given"] and (p["block"] or node.op != "quantize_both"):
+    if not p["dtype"] and (p["block"] or p["given"] or p["turned"] or not p["amax"]):
+        yield "nothing is quantised, and yet it says how"
+    elif (
+        p["dtype"] and bool(p["block"]) == p["given"] and (p["block"] or node.op != "quantize_both")
+    ):
         yield "a scale is given, or there is one for each block"
     for name, operand in zip(names[1:], node.inputs[1:], strict=True):
         shape = {"scale": (), "weight": x.shape[-1:], "bias": x.shape[-1:]}.get(name, x.shape)
