@@ -46,7 +46,8 @@ class Work:
       elements: of the value.
       width: bytes of each, where it is stored wide.
       read: bytes of what it is made of, 0 for nothing but itself.
-      made: bytes of those of its arguments that would not be stored but for the kernel.
+      made: bytes of those of its arguments that would not be stored but for the kernel, and of the
+        copies that its transpose does not spare.
       measured: whether its one scale is taken from itself.
       lying: whether it is quantised as it lies, which the fused kernel does in any case.
       apart: quantised copies of the other axes, each of which reads it again.

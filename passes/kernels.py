@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from precir.ir import Graph, Node, Operand, Type, Value, map_regions
+from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
 from precir.ops.fused import result_types
 from precir.passes.fused_act import Activation, find_activation
 from precir.passes.fused_cost import Cost, Work, elements_of, width_of
@@ -47,13 +47,15 @@ class Fused:
       kernel: its name.
       node: the quantisation that it took the place of.
       used: whether it did.
-      saved: by the model, in one run; negative where nothing is.
+      times: how often it runs in one call, None if that depends on the data.
+      saved: by the model, each time; negative where nothing is.
       reason: what it computes of what, or why it is not used.
     """
 
     kernel: str
     node: Node
     used: bool
+    times: int | None
     saved: Cost
     reason: str
 
@@ -65,22 +67,39 @@ def fuse_kernels(graph: Graph, compute: str = "float32") -> tuple[Graph, tuple[F
     other way round first.
     """
     decided: list[Fused] = []
+    return _level(graph, compute, 1, decided), tuple(decided)
 
-    def here(g: Graph) -> Graph:
-        g = _built(turn_products(g), _Builder.computed, decided)
-        if compute == NARROW:
-            g, narrowed = narrow_values(g)
-            why = "only quantised: stored in 16 bits"
-            decided.extend(Fused("cast", n, True, Cost(size, 0), why) for n, size in narrowed)
-        return _built(g, _Builder.both, decided)
 
-    return here(map_regions(graph, here)), tuple(decided)
+def _level(graph: Graph, compute: str, times: int | None, decided: list[Fused]) -> Graph:
+    """One graph and all below it; loops run as often as they say."""
+    rewrite = Rewrite(graph)
+    for node in graph:
+        inside = times
+        if node.op == "while" or times is None:
+            inside = None
+        elif node.op == "scan":
+            inside = times * int(node.params["length"])
+        regions = tuple(_level(r, compute, inside, decided) for r in node.regions)
+        if all(a is b for a, b in zip(regions, node.regions, strict=True)):
+            rewrite.copy(node)
+        else:
+            inputs = [rewrite(o) for o in node.inputs]
+            rewrite.replace(node, node.like(inputs=inputs, regions=regions))
+    graph = _built(turn_products(rewrite.finish()), _Builder.computed, times, decided)
+    if compute == NARROW:
+        graph, narrowed = narrow_values(graph)
+        why = "only quantised: stored in 16 bits"
+        decided += [Fused("cast", n, True, times, Cost(size), why) for n, size in narrowed]
+    return _built(graph, _Builder.both, times, decided)
 
 
 def _built(
-    graph: Graph, decide: Callable[[_Builder, Sink], Fused | None], decided: list[Fused]
+    graph: Graph,
+    decide: Callable[[_Builder, Sink], Fused | None],
+    times: int | None,
+    decided: list[Fused],
 ) -> Graph:
-    builder = _Builder(graph)
+    builder = _Builder(graph, times)
     for sink in find_sinks(graph):
         found = decide(builder, sink)
         if found is not None:
@@ -93,6 +112,7 @@ class _Builder:
     """The new nodes of one graph, and what they replace."""
 
     graph: Graph
+    times: int | None
     position: Mapping[Node, int] = field(init=False)
     before: dict[Node, list[Node]] = field(default_factory=dict)
     now: dict[Value, Operand] = field(default_factory=dict)
@@ -114,14 +134,19 @@ class _Builder:
         first = sink.nodes[0]
         if isinstance(made, Activation) and made.gradient is not None and made.up is not None:
             return Fused(
-                kernel, first, False, Cost(), "gradients of what is gated stay as they are"
+                kernel,
+                first,
+                False,
+                self.times,
+                Cost(),
+                "gradients of what is gated stay as they are",
             )
         seen = _seen(sink)
         work = self.work(sink, made, sink.measured or seen is not None)
         if work.saved.seconds <= 0:
-            return Fused(kernel, first, False, work.saved, "it takes no less")
+            return Fused(kernel, first, False, self.times, work.saved, "it takes no less")
         self.fuse(sink, made, seen)
-        return Fused(kernel, first, True, work.saved, _words(made, sink))
+        return Fused(kernel, first, True, self.times, work.saved, _words(made, sink))
 
     def found(self, sink: Sink) -> Found:
         if sink.square:
@@ -130,17 +155,27 @@ class _Builder:
 
     def work(self, sink: Sink, made: Found, looks: bool) -> Work:
         arguments = [] if made is None else _arguments(made)
+        batched = sink.flips and any(self.of_examples(n) for n in sink.standing)
+        copied_anyway = 2 * elements_of(sink.value.type.shape) * batched
         return Work(
             elements=elements_of(sink.value.type.shape),
             width=width_of(sink.value.type.dtype),
             read=sum(_bytes(v) for v in arguments),
-            made=sum(_bytes(v) for v in arguments if made and self.only_within(v, made)),
+            made=sum(_bytes(v) for v in arguments if made and self.only_within(v, made))
+            + copied_anyway,
             measured=looks,
             lying=bool(sink.lying),
             apart=len(sink.standing),
             copied=bool(sink.turned),
             turned=sink.flips,
             others=sink.others,
+        )
+
+    def of_examples(self, quantize: Node) -> bool:
+        """Whether a product of a batch reads it, which keeps each example's matrix by itself."""
+        return any(
+            user.op == "scaled_dot" and any(user.params["dimension_numbers"][1])
+            for user in self.graph.users.get(quantize.outputs[0], ())
         )
 
     def only_within(self, value: Value, made: Norm | Activation) -> bool:
@@ -229,7 +264,7 @@ class _Builder:
             return None
         work = replace(self.work(sink, None, sink.measured), others=False)
         if work.saved.seconds <= 0:
-            return Fused("quantize_both", first, False, work.saved, "it takes no less")
+            return Fused("quantize_both", first, False, self.times, work.saved, "it takes no less")
         params = _writing(sink, "", given=sink.scale is not None)
         operands = [source, *([sink.scale] if sink.scale is not None else [])]
         kinds = result_types("quantize_both", source.type, params)
@@ -237,7 +272,9 @@ class _Builder:
         new = [node]
         self.written(sink, list(node.outputs), new)
         self.put(sink, new)
-        return Fused("quantize_both", first, True, work.saved, "and the transpose, from one read")
+        return Fused(
+            "quantize_both", first, True, self.times, work.saved, "and the transpose, from one read"
+        )
 
     def written(self, sink: Sink, results: list[Value], new: list[Node]) -> None:
         """The kernel's results in the place of those of `quantize`."""

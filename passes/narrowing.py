@@ -35,17 +35,15 @@ def narrow_values(graph: Graph) -> tuple[Graph, list[tuple[Node, int]]]:
     rewrite = Rewrite(graph)
     narrow: dict[Value, Operand] = {}
     for node in graph:
-        value = node.inputs[0] if node.inputs else None
-        reads = node.op in ("quantize", "finite_amax") and isinstance(value, Value)
-        if not reads or value not in chosen:
+        source = node.inputs[0] if node.op in ("quantize", "finite_amax") else None
+        if not isinstance(source, Value) or source not in chosen:
             rewrite.copy(node)
             continue
-        assert isinstance(value, Value)
-        if value not in narrow:
-            kind, params = Type(value.type.shape, NARROW), {"dtype": NARROW}
-            cast = node.like(op="cast", inputs=[rewrite(value)], types=[kind], params=params)
-            narrow[value] = rewrite.add(cast).outputs[0]
-        inputs = [narrow[value], *(rewrite(o) for o in node.inputs[1:])]
+        if source not in narrow:
+            kind, params = Type(source.type.shape, NARROW), {"dtype": NARROW}
+            cast = node.like(op="cast", inputs=[rewrite(source)], types=[kind], params=params)
+            narrow[source] = rewrite.add(cast).outputs[0]
+        inputs = [narrow[source], *(rewrite(o) for o in node.inputs[1:])]
         rewrite.replace(node, node.like(inputs=inputs))
     return rewrite.finish(), found
 

@@ -164,6 +164,31 @@ class StateRow:
 
 
 @dataclass(frozen=True)
+class KernelRow:
+    """One value that a kernel computes and quantises in one pass, or could have.
+
+    Attributes:
+      kernel: its name, as "norm_quantize"; "cast" for what is stored in 16 bits on the way.
+      used: whether it is.
+      shape: of the value, as "[8,64]".
+      scope, phase, where, times: as in `ProductRow`.
+      bytes: that no longer go through memory, in one call, by the model
+        (`precir.passes.fused_cost`); negative where it would be more.
+      reason: what it computes, or why it is not used.
+    """
+
+    kernel: str
+    used: bool
+    shape: str
+    scope: str
+    phase: str
+    where: str
+    times: int | None
+    bytes: int
+    reason: str
+
+
+@dataclass(frozen=True)
 class Report:
     """Every product and tensor of a compiled program, its format and why.
 
@@ -184,6 +209,7 @@ class Report:
       rescales: changes of scale by layer, where scales are propagated.
       updates: which parameter updates are fused into backward loops, and which are left alone.
       state: what lives between steps, by class and format, where the recipe stores it by class.
+      kernels: what is computed and quantised in one kernel, and what could have been.
     """
 
     name: str
@@ -198,6 +224,7 @@ class Report:
     rescales: tuple[RescaleRow, ...] = ()
     updates: tuple[UpdateRow, ...] = ()
     state: tuple[StateRow, ...] = ()
+    kernels: tuple[KernelRow, ...] = ()
 
     @staticmethod
     def of(program: Program) -> Report:
@@ -273,6 +300,7 @@ class Report:
             rescales=tuple(_rows(RescaleRow, data, "rescales", where)),
             updates=tuple(_rows(UpdateRow, data, "updates", where)),
             state=tuple(_rows(StateRow, data, "state", where)),
+            kernels=tuple(_rows(KernelRow, data, "kernels", where)),
         )
 
     def __str__(self) -> str:

@@ -15,10 +15,12 @@ from precir.passes.assign import Assignment, Product
 from precir.passes.classes import classify_state
 from precir.passes.facts import Facts
 from precir.passes.grains import Grain, reach_in_words
+from precir.passes.kernels import Fused
 from precir.passes.update import Update
 from precir.recipe import KEEP, TRUE, Recipe
 from precir.report.data import (
     KeptRow,
+    KernelRow,
     ProductRow,
     Report,
     RescaleRow,
@@ -54,6 +56,7 @@ def gather(program: Program) -> Report:
         rescales=tuple(_rescales(final)),
         updates=tuple(map(_update, program.updates)),
         state=tuple(_state(program)),
+        kernels=tuple(map(_kernel, program.fused)),
     )
 
 
@@ -83,6 +86,21 @@ def _update(update: Update) -> UpdateRow:
         op=update.blocker.op if update.blocker is not None else "",
         at=_where(update.blocker),
         reason=update.reason,
+    )
+
+
+def _kernel(fused: Fused) -> KernelRow:
+    node = fused.node
+    return KernelRow(
+        kernel=fused.kernel,
+        used=fused.used,
+        shape=shape_text(node.outputs[0].type.shape),
+        scope=node.scope,
+        phase=node.phase,
+        where=_where(node),
+        times=fused.times,
+        bytes=fused.saved.bytes * (fused.times or 1),
+        reason=fused.reason,
     )
 
 
@@ -153,6 +171,8 @@ def recipe_in_words(recipe: Recipe) -> str:
     ]
     if stores:
         words += f"; between steps {'; '.join(stores)}"
+    if recipe.kernels == "plain" and recipe.forward is not None:
+        words += "; no fused kernels"
     if recipe.update == "fused":
         words += "; updates in the loops that make their gradients"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]

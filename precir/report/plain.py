@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from precir.report.data import FormatSum, Report, TensorRow, UpdateRow
+from precir.report.data import FormatSum, KernelRow, Report, TensorRow, UpdateRow
 from precir.report.units import bytes_text
 
 Cells = Sequence[str]
@@ -23,6 +23,7 @@ def plain(report: Report) -> str:
         _titled("Products in program order", _products(report)),
         *_wide(report),
         _titled("Products in FP8 on a GPU", _ways(report)),
+        _titled("Computed and quantised in one kernel", _kernels(report)),
         _titled("Kept wide for what they hold", _kept(report)),
         _titled("Changes of scale, by layer", _rescales(report)),
         _titled("State between steps", _state(report)),
@@ -104,6 +105,26 @@ def _ways(report: Report) -> list[str]:
     alike = Counter((p.format, p.shape, p.way) for p in report.products if p.way)
     rows = [(f"{count}", *key) for key, count in alike.items()]
     return table(("products", "format", "shape", "way, and why"), rows, right=(0,))
+
+
+def _kernels(report: Report) -> list[str]:
+    """Alike ones together, those most is saved by first."""
+    head = ("count", "kernel", "shape", "times", "bytes saved", "scope", "phase", "where", "what")
+    rows = [
+        (f"{n}", k.kernel if k.used else f"(no {k.kernel})", k.shape, times_text(k.times),
+         f"{size}", k.scope, k.phase, k.where, k.reason)
+        for k, n, size in alike_kernels(report.kernels)
+    ]  # fmt: skip
+    return table(head, rows, right=(0, 3, 4))
+
+
+def alike_kernels(kernels: Iterable[KernelRow]) -> list[tuple[KernelRow, int, int]]:
+    """(row, how many such, bytes of all of them): of one kernel, shape, place and reason."""
+    found: dict[tuple[object, ...], list[KernelRow]] = {}
+    for k in kernels:
+        found.setdefault((k.kernel, k.used, k.shape, k.phase, k.where, k.reason), []).append(k)
+    sums = [(rows[0], len(rows), sum(k.bytes for k in rows)) for rows in found.values()]
+    return sorted(sums, key=lambda s: (not s[0].used, -s[2]))
 
 
 def _wide(report: Report) -> Iterable[str]:

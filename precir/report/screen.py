@@ -47,6 +47,9 @@ def screen(report: Report, width: int) -> Iterator[RenderableType]:
             "On a GPU", "what computes products in 8 bits; the whole report says why"
         )
         yield _ways(report)
+    if report.kernels:
+        yield from _section("In one kernel", "computed and quantised; what it saves by the model")
+        yield _kernels(report)
     if report.kept:
         yield from _section("Kept wide", "for what they hold")
         yield _kept(report)
@@ -94,6 +97,21 @@ def _share(report: Report) -> Text:
     if report.low < len(report.products):
         full = min(full, _BAR - 1)
     return Text.assemble(("━" * full, "green"), ("━" * (_BAR - full), "yellow"), "  ")
+
+
+def _kernels(report: Report) -> Table:
+    """By kernel, and those not used by the reason."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    for justify in ("right", "left", "right", "left"):
+        table.add_column(justify=justify)
+    alike: dict[tuple[str, str], list[int]] = {}
+    for k in report.kernels:
+        name = k.kernel if k.used else f"no {k.kernel}"
+        alike.setdefault((name, k.reason), []).append(k.bytes)
+    for (name, reason), sizes in sorted(alike.items(), key=lambda a: -sum(a[1])):
+        saved = bytes_text(sum(sizes)) if sum(sizes) > 0 else ""
+        table.add_row(f"{len(sizes)}", Text(name, "bold"), saved, Text(reason, "dim"))
+    return table
 
 
 def _stacked(sums: Sequence[FormatSum], total: int) -> Text:
