@@ -34,6 +34,7 @@ from precir.kernels.rows import put_row, row
 from precir.kernels.scaled_dot import scaled_dot
 from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
 from precir.kernels.stochastic import quantize_stochastic
+from precir.kernels.tap import tap
 from precir.kernels.writing import Written
 from precir.scaled import ScaledArray
 
@@ -76,4 +77,5 @@ __all__ = [
     "row",
     "scale_root",
     "scaled_dot",
+    "tap",
 ]

@@ -12,7 +12,7 @@ from precir.passes.facts import Facts
 from precir.passes.fitting import misfit, unfit
 from precir.passes.grains import Grain, data_of, grain, moves_or_casts, updated_inputs
 from precir.passes.products import Tail, find_tail
-from precir.recipe import KEEP, TRUE, Recipe
+from precir.recipe import KEEP, TRUE, Chosen, Recipe
 
 _BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 
@@ -60,9 +60,11 @@ def assign_formats(
     recipe: Recipe,
     facts: Facts | None = None,
     seen: Mapping[Value, Stats] | None = None,
+    chosen: Mapping[Node, Chosen] | None = None,
 ) -> Assignment:
     """The formats a recipe asks for, from op classes, phases and overrides; what is known not to
-    fit a format, or was seen not to (`precir.passes.fitting`), does not get it.
+    fit a format, or was seen not to (`precir.passes.fitting`), does not get it. A node that is
+    `chosen` a format gets that instead.
 
     Arguments and results of the program keep their dtypes.
     """
@@ -71,6 +73,7 @@ def assign_formats(
         _Walk(recipe, assignment, Tail()).note_products(graph)
         return assignment
     walk = _Walk(recipe, assignment, find_tail(graph), facts, seen)
+    walk.chosen = chosen or {}
     updated = updated_inputs(graph)
     walk.knows_weights = bool(updated)
     weights = [v in updated or not updated for v in graph.inputs]
@@ -97,6 +100,7 @@ class _Walk:
         self.gradients: set[Value] = set()
         self.weights: set[Value] = set()  # given to the program, and at most moved or cast
         self.in_scan = False
+        self.chosen: Mapping[Node, Chosen] = {}
         self.knows_weights = True  # from the update; else data counts as one till a product tells
 
     def inputs(
@@ -157,6 +161,9 @@ class _Walk:
             self.uniform(node, keeps)
             return
         override = self.recipe.override(node.scope)
+        pick = self.chosen.get(node) if override is None else None
+        if keeps is Keeps.MOVE and node.op != "gather":
+            pick = None
         if keeps is Keeps.RESCALE:
             self.rescale(node)
         elif keeps is Keeps.OWN:
@@ -167,6 +174,8 @@ class _Walk:
             elif node.op == "dequantize" and node.inputs[0] in self.soft:
                 self.soft.update(node.outputs)
             self.settle(node, None)
+        elif pick is not None:
+            self.settle(node, pick.dtype)
         elif keeps is Keeps.MOVE:
             self.move(node)
         elif override is not None:
@@ -279,8 +288,8 @@ class _Walk:
         self.assignment.compute[node] = dtype
         if result != traced:
             self.assignment.result[node.outputs[0]] = result
-        operands = self._formats(a, b) if low else (dtype, dtype)
-        if low and a in self.gradients and b in self.gradients:
+        operands = self._formats(node) if low else (dtype, dtype)
+        if low and a in self.gradients and b in self.gradients and node not in self.chosen:
             reason = "both operands are gradients, and E5M2 x E5M2 has no hardware path"
         if not self.knows_weights and a in self.weights and b in self.weights:
             self.weights.discard(data_of(node))
@@ -288,7 +297,8 @@ class _Walk:
         self.assignment.products.append(Product(node, low, operands, result, reason, grains))
 
     def _grain(self, node: Node, i: int) -> Grain:
-        recipe, operand = self.recipe, node.inputs[i]
+        pick, operand = self.chosen.get(node), node.inputs[i]
+        recipe = self.recipe if pick is None else pick.like(self.recipe)
         if operand in self.gradients:
             return grain(node, i, recipe.gradient_scales)
         given = operand in self.weights
@@ -298,6 +308,9 @@ class _Walk:
         recipe = self.recipe
         if override is not None:
             return False, override, f"{override} by override at {node.scope}"
+        pick = self.chosen.get(node)
+        if pick is not None:
+            return pick.low, recipe.compute if pick.low else pick.format, pick.why or "chosen"
         if recipe.mode == KEEP:
             return False, None, f"recipe {recipe.name} changes nothing"
         if recipe.mode == TRUE:
@@ -317,8 +330,10 @@ class _Walk:
             return False, recipe.last_product, reason
         return True, recipe.compute, f"recipe {recipe.name}"
 
-    def _formats(self, a: Operand, b: Operand) -> tuple[str, str]:
-        forward, gradient = self.recipe.forward, self.recipe.gradient
+    def _formats(self, node: Node) -> tuple[str, str]:
+        (a, b), pick = node.inputs, self.chosen.get(node)
+        recipe = self.recipe if pick is None else pick.like(self.recipe)
+        forward, gradient = recipe.forward, recipe.gradient
         assert forward is not None
         assert gradient is not None
         first = gradient if a in self.gradients else forward

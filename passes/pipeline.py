@@ -15,6 +15,7 @@ from precir.ir import Graph, Value
 from precir.kernels.loss_scale import FIRST_LOSS_SCALE
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
+from precir.passes.chosen import find_chosen
 from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
 from precir.passes.gradients import narrow_gradients
@@ -113,6 +114,8 @@ def _facts(state: State) -> State:
             )
         return replace(state, facts=infer_facts(state.graph, state.given), seen=seen)
     facts = infer_facts(state.graph, state.given)
+    if state.recipe.chosen:  # by names of this graph
+        return replace(state, facts=facts)
     folded = fold_proved(state.graph, facts)
     if folded is not state.graph:
         facts = infer_facts(folded, state.given)
@@ -136,7 +139,8 @@ def _scales(state: State) -> State:
 
 
 def _assign(state: State) -> State:
-    made = assign_formats(state.graph, state.recipe, state.facts, state.seen)
+    chosen = find_chosen(state.graph, state.recipe.chosen)
+    made = assign_formats(state.graph, state.recipe, state.facts, state.seen, chosen)
     if state.recipe.scaling == "static":
         name = state.recipe.name
         made.products = add_static_scales(state.graph, made.products, state.seen, state.facts, name)

@@ -1,5 +1,6 @@
 """precir: a compiler pass pipeline for numerical precision in JAX."""
 
+from precir.auto import Choice, choose
 from precir.check import Hazard, check
 from precir.compile import Compiled, compile
 from precir.domains import Kinds, Range, Stats
@@ -16,6 +17,7 @@ from precir.version import __version__
 
 __all__ = [
     "RECIPES",
+    "Choice",
     "Compiled",
     "Hazard",
     "Kinds",
@@ -30,6 +32,7 @@ __all__ = [
     "Stats",
     "__version__",
     "check",
+    "choose",
     "compile",
     "fit_law",
     "lower",

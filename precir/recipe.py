@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from precir.errors import RecipeError
+from precir.recipe_file import SUFFIX, load_recipe, save_recipe
 
 KEEP, MIXED, TRUE = "keep", "mixed", "true"
 
@@ -18,6 +20,41 @@ class Override:
 
     scope: str
     keep: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The format of one op, whatever its class.
+
+    Attributes:
+      at: its name as `precir.observe` names what it makes; `*` stands for a number.
+      format: "float32", "bfloat16", and for products "fp8" (as recipe `fp8`) or "fp8-block".
+      why: in a few words.
+    """
+
+    at: str
+    format: str
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        _among("format", self.format, ("float32", "bfloat16", *_LOW))
+
+    @property
+    def low(self) -> bool:
+        """Whether it is an 8-bit one."""
+        return self.format in _LOW
+
+    @property
+    def dtype(self) -> str:
+        """What an op that multiplies nothing computes in."""
+        return "bfloat16" if self.low else self.format
+
+    def like(self, recipe: Recipe) -> Recipe:
+        """The recipe by which an 8-bit product runs: the one of that name, or the one given."""
+        return RECIPES[self.format] if self.low else recipe
+
+
+_LOW = ("fp8", "fp8-block")
 
 
 @dataclass(frozen=True)
@@ -75,6 +112,7 @@ class Recipe:
         loop that makes their gradients, where one layer's gradients exist at a time: LOMO,
         arXiv 2306.09782).
       overrides: exceptions by scope; the last that matches wins.
+      chosen: exceptions by op, as `precir.choose` makes them.
     """
 
     name: str
@@ -97,6 +135,7 @@ class Recipe:
     loss_scaling: bool = False
     update: str = "plain"
     overrides: tuple[Override, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
 
     def __post_init__(self) -> None:
         _among("mode", self.mode, (KEEP, MIXED, TRUE))
@@ -172,6 +211,10 @@ class Recipe:
     def where(self, *, scope: str, keep: str) -> Recipe:
         """A copy in which nodes whose scope matches the glob `scope` compute in `keep`."""
         return replace(self, overrides=(*self.overrides, Override(scope, keep)))
+
+    def save(self, path: str | Path) -> None:
+        """Write it to a `.json` file that a person can edit; `precir.recipe(path)` reads it."""
+        save_recipe(self, path)
 
     def override(self, scope: str) -> str | None:
         """The dtype that an override asks for at a scope, if one does."""
@@ -260,18 +303,25 @@ _ALIASES = {
     "64": "64-true",
 }
 _NOT_YET = {
+    "auto": "it is chosen by measuring: precir.choose(fn, batches).recipe",
     "transformer-engine": "use fp8, which needs no module swap",
     "transformer-engine-float16": "use fp8, which needs no module swap",
 }
 
 
-def recipe(name: str | Recipe, **changes: Any) -> Recipe:
-    """The recipe of that name, some of its fields changed: `recipe("bf16-mixed", update="fused")`.
+def recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:
+    """The recipe of that name, some of its fields changed: `recipe("bf16-mixed", update="fused")`;
+    or that of a file that `Recipe.save` wrote, `recipe("chosen.json")`.
 
     Raises `RecipeError` that lists the known ones.
     """
     if isinstance(name, Recipe):
         return name.replace(**changes)
+    if str(name).endswith(SUFFIX):
+        kinds: dict[str, type] = {"chosen": Chosen, "overrides": Override}
+        kinds |= dict.fromkeys(("weight", "first_moment", "second_moment"), Store)
+        read: Recipe = load_recipe(Path(name), kinds, Recipe)
+        return read.replace(**changes)
     if not isinstance(name, str):
         raise RecipeError(f"a recipe is a name or a precir.Recipe, not {type(name).__name__}")
     found = RECIPES.get(_ALIASES.get(name, name))
@@ -280,7 +330,7 @@ def recipe(name: str | Recipe, **changes: Any) -> Recipe:
     known = ", ".join(sorted({*RECIPES, *_ALIASES}))
     if name in _NOT_YET:
         raise RecipeError(
-            f"the recipe {name!r} is not built yet", fix=f"{_NOT_YET[name]}; known: {known}"
+            f"{name!r} is no recipe by itself", fix=f"{_NOT_YET[name]}; known: {known}"
         )
     close = get_close_matches(name, [*RECIPES, *_ALIASES], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
