@@ -135,8 +135,8 @@ def training_lines(runs: list[finetune.Run]) -> list[str]:
     )  # fmt: skip
     return [
         f"{CONFIG.steps} steps of {CONFIG.batch} snippets of at most {CONFIG.length} tokens, "
-        f"AdamW, learning rate {CONFIG.lr:g} at its peak; {len(data()[0].labels):,} snippets to train on, "
-        f"{len(data()[1].labels):,} to test on. Accuracy in %, of the weights in the plain float32 "
+        f"AdamW, learning rate {CONFIG.lr:g} at its peak; {len(data()[0].labels):,} snippets to "
+        f"train on, {len(data()[1].labels):,} to test on. Accuracy in %, of the weights in the plain float32 "
         "model; *below float32* in points, a mean over the seeds. *State* is what lives between "
         "steps, *residuals* what is kept between the forward and the backward pass, in bytes. "
         f"*Step*: median time, that of {BASE} being 1, all recipes taking each step in turn, on "

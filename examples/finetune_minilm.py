@@ -386,7 +386,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, list[str], list[int], Pat
             precir.recipe(name)
         out.mkdir(parents=True, exist_ok=True)
     except precir.PrecirError as error:
-        parser.error(str(error))
+        parser.error(f"{str(error).splitlines()[0]}; `precir recipes` lists them")
     except OSError as error:
         parser.error(f"cannot write to --out {out}: {error.strerror}")
     return Config(**options), list(dict.fromkeys(recipes)), list(dict.fromkeys(seeds)), out
