@@ -160,6 +160,7 @@ class Run:
     seed: int
     losses: list[float] = field(default_factory=list)  # one a step; ends where it is NaN
     seconds: list[float] = field(default_factory=list)  # the first call compiles
+    relative: list[float] = field(default_factory=list)  # of each step's time to the first recipe's
     accuracy: float = 0.0  # on all snippets to test on
     state_bytes: int = 0  # what lives between steps: weights, moments, counts, scales
 
@@ -194,7 +195,7 @@ def train(
     A run whose loss is NaN is over. The accuracy is that of the weights in the plain float32 model,
     the same for every recipe: what the weights became is compared, not how they are read.
     """
-    first = next(batches(data[0], config))
+    first, first_name = next(batches(data[0], config)), next(iter(steps))
     runs, states = {}, {}
     for name, step in steps.items():
         fresh = jax.tree.map(jnp.copy, init_state(config, encoder))  # its own, to be donated
@@ -212,6 +213,7 @@ def train(
                 states[name], loss = step(states[name], batch)
                 runs[name].losses.append(float(loss))  # waits until the step is done
             runs[name].seconds.append(time.perf_counter() - start)
+            runs[name].relative.append(runs[name].seconds[-1] / runs[first_name].seconds[-1])
         said = "  ".join(f"{run.recipe} {run.losses[-1]:.3f}" for run in runs.values())
         progress.update(task, advance=1, at=said)
     params = {name: step.unpack(states[name]).params for name, step in steps.items()}
@@ -249,17 +251,8 @@ def make_progress() -> Progress:
 
 
 def relative_time(runs: list[Run], recipe: str) -> float:
-    """The median over all steps of the time of a step, that of the first recipe being 1.
-
-    A step is compared with the one that the first recipe took just before.
-    """
-    base = {run.seed: run.seconds for run in runs if run.recipe == runs[0].recipe}
-    ratios = [
-        mine / first
-        for run in runs if run.recipe == recipe
-        for mine, first in zip(run.seconds[1:], base[run.seed][1:], strict=False)
-    ]  # fmt: skip
-    return float(np.median(ratios))
+    """The median over the steps of all seeds, without those that compile."""
+    return float(np.median([x for run in runs if run.recipe == recipe for x in run.relative[1:]]))
 
 
 def formats(report: Any) -> str:
