@@ -99,6 +99,7 @@ class _Walk:
         self.soft: set[Value] = set()  # float32 only because it was given so
         self.gradients: set[Value] = set()
         self.weights: set[Value] = set()  # given to the program, and at most moved or cast
+        self.counted: set[Value] = set()  # scalars made of whole numbers and constants alone
         self.in_scan = False
         self.chosen: Mapping[Node, Chosen] = {}
         self.knows_weights = True  # from the update; else data counts as one till a product tells
@@ -245,8 +246,13 @@ class _Walk:
             self.settle(node, self.recipe.compute if floats else None)
 
     def uniform(self, node: Node, keeps: Keeps) -> None:
-        """Mode "true": everything in one dtype but what keeps its own."""
-        if node.op == "convert_element_type" and _is_wide(node.outputs[0].type.dtype):
+        """Mode "true": everything in one dtype but what keeps its own, and what no array went into:
+        a program traced with its arrays in that dtype has those scalars in float32 too.
+        """
+        if self._counts(node):
+            self.counted.update(node.outputs)
+            self.settle(node, None)
+        elif node.op == "convert_element_type" and _is_wide(node.outputs[0].type.dtype):
             dtype = self.fitting(node, self.recipe.compute)
             for value in node.outputs:
                 if value.type.dtype != dtype:
@@ -258,6 +264,15 @@ class _Walk:
             self.settle(node, None)
         else:
             self.settle(node, self.recipe.override(node.scope) or self.recipe.compute)
+
+    def _counts(self, node: Node) -> bool:
+        """Whether it makes scalars of whole numbers and constants: a step size, Adam's 1 - b2^t."""
+        if _BITS.get(self.recipe.compute, 32) >= 32 or self.recipe.override(node.scope) is not None:
+            return False
+        return not any(v.type.rank for v in node.outputs) and all(
+            isinstance(o, Literal) or not _is_float(o.type.dtype) or o in self.counted
+            for o in node.inputs
+        )
 
     # -- products ------------------------------------------------------------------------------
 
