@@ -10,7 +10,14 @@ from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Value
 from precir.ops import Keeps, op_named
 from precir.passes.facts import Facts
 from precir.passes.fitting import misfit, unfit
-from precir.passes.grains import Grain, data_of, grain, moves_or_casts, stored_inputs, updated_inputs
+from precir.passes.grains import (
+    Grain,
+    data_of,
+    grain,
+    moves_or_casts,
+    stored_inputs,
+    updated_inputs,
+)
 from precir.passes.products import Tail, find_tail
 from precir.recipe import KEEP, TRUE, Recipe
 

@@ -73,9 +73,7 @@ class _Walk:
         made = self.rewrite.add(Node("dequantize", [pair], [Type(pair.type.shape, "float32")]))
         if old.type.dtype != "float32":
             kind = Type(old.type.shape, old.type.dtype)
-            made = self.rewrite.add(
-                Node("cast", [made.outputs[0]], [kind], {"dtype": kind.dtype})
-            )
+            made = self.rewrite.add(Node("cast", [made.outputs[0]], [kind], {"dtype": kind.dtype}))
         self.rewrite.map(old, made.outputs[0])
         self.pairs[old] = pair
 

@@ -198,6 +198,8 @@ class _Readers:
     def of_rows(self, kind: Type) -> Block:
         """Blocks of a table, a row of which is one embedding."""
         width = max(1, kind.shape[-1])
-        sizes = {"tensor": None, "row": (1, width), "1x128": (1, BLOCK),
-                 "128x128": (BLOCK, BLOCK), "mx": (1, MX_BLOCK)}[self.recipe.weight_scales]  # fmt: skip
-        return () if sizes is None else full_block(sizes, kind.rank)
+        sizes: dict[str, Block] = {
+            "row": (1, width), "1x128": (1, BLOCK), "128x128": (BLOCK, BLOCK), "mx": (1, MX_BLOCK),
+        }  # fmt: skip
+        reach = self.recipe.weight_scales
+        return () if reach == "tensor" else full_block(sizes[reach], kind.rank)

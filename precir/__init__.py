@@ -4,6 +4,7 @@ from precir.check import Hazard, check
 from precir.compile import Compiled, compile
 from precir.domains import Kinds, Range, Stats
 from precir.errors import PrecirError
+from precir.inference import InferenceError, InferenceReport, QuantizedModel, quantize_model
 from precir.lower import lower
 from precir.observe import Observation, observe
 from precir.packed import Packed, StateError
@@ -18,11 +19,14 @@ __all__ = [
     "RECIPES",
     "Compiled",
     "Hazard",
+    "InferenceError",
+    "InferenceReport",
     "Kinds",
     "Memory",
     "Observation",
     "Packed",
     "PrecirError",
+    "QuantizedModel",
     "Range",
     "Recipe",
     "ScaledArray",
@@ -36,6 +40,7 @@ __all__ = [
     "memory",
     "observe",
     "plan",
+    "quantize_model",
     "recipe",
     "scale",
     "unscale",

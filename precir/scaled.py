@@ -154,10 +154,8 @@ def reshaped_block(
     return tuple(found)
 
 
-def _merged(
-    shape: tuple[int, ...], new: tuple[int, ...]
-) -> Iterator[tuple[list[int], list[int]]]:
-    """Axes of a shape, and those of another that hold the same elements; those of size 1 in none."""
+def _merged(shape: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+    """Axes of a shape, and those of another that hold the same elements; none of size 1."""
     left = [i for i, n in enumerate(shape) if n != 1]
     right = [i for i, n in enumerate(new) if n != 1]
     while left and right:

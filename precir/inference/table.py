@@ -1,0 +1,134 @@
+"""An `InferenceReport` as tables."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from precir.inference.report import InferenceReport, LayerRow, WeightRow
+from precir.report.units import bytes_text, shape_text
+
+_COLOURS: Final = {"E4M3": "green", "E5M2": "magenta", "bf16": "cyan", "f16": "cyan"}
+
+
+def plain(report: InferenceReport) -> str:
+    """Tables without colour, 120 columns wide."""
+    to = io.StringIO()
+    console = Console(file=to, width=120, color_system=None)
+    for part in screen(report):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in to.getvalue().splitlines()) + "\n"
+
+
+def screen(report: InferenceReport) -> Iterator[RenderableType]:
+    """What `rich.print` shows."""
+    yield Text.assemble((report.name, "bold"), "  recipe ", (report.recipe, "bold"))
+    yield Text(_headline(report))
+    for line in _sixteen(report):
+        yield Text(line)
+    yield Text()
+    yield _weights(report.weights)
+    if report.batches:
+        yield Text()
+        yield Text(f"Errors against the unquantised program, {_batches(report.batches)}", "bold")
+        yield _products(report.products)
+        yield from _wide(report.products)
+        yield Text()
+        yield _outputs(report)
+        yield from _ranges(report)
+
+
+def _headline(report: InferenceReport) -> str:
+    low = sum(not p.reason for p in report.products)
+    sizes = f"{bytes_text(report.before)} of weights become {bytes_text(report.bytes)}"
+    return f"{sizes}, {report.ratio:.3f} of them; {low} of {len(report.products)} products in FP8"
+
+
+def _sixteen(report: InferenceReport) -> Iterator[str]:
+    """What the products cost that the recipe keeps out of 8 bits."""
+    rows = [w for w in report.weights if w.format in ("bf16", "f16") and w.snr is not None]
+    if rows:
+        more = sum(w.bytes for w in rows) // 2
+        names = ", ".join(w.name for w in rows[:3]) + (" and others" if len(rows) > 3 else "")
+        yield f"kept in 16 bits: {names}, {bytes_text(more)} more than in 8"
+
+
+def _batches(count: int) -> str:
+    return f"{count} batch{'es' if count > 1 else ''}"
+
+
+def _weights(rows: Sequence[WeightRow]) -> Table:
+    table = _table("weight", "shape", "format", "scale for each", "before", "stored", "SNR", "why")
+    for w in rows:
+        reach = "" if w.block is None else shape_text(w.block) if w.block else "tensor"
+        snr = "" if w.snr is None else f"{w.snr:.1f} dB"
+        table.add_row(
+            w.name, shape_text(w.shape), Text(w.format, _COLOURS.get(w.format, "")), reach,
+            bytes_text(w.before), bytes_text(w.bytes), snr, Text(w.reason, "dim"),
+        )  # fmt: skip
+    total = sum(w.before for w in rows), sum(w.bytes for w in rows)
+    table.add_row(Text("total", "bold"), "", "", "", *map(bytes_text, total), "", "")
+    return table
+
+
+def _products(rows: Sequence[LayerRow]) -> Table:
+    table = _table("product", "formats", "error", "by layer", "weights", "where")
+    for p in rows:
+        layers = f"{min(p.layers):.2%} to {max(p.layers):.2%}" if p.layers else ""
+        table.add_row(
+            p.scope or p.op, p.formats, _percent(p.error), layers, ", ".join(p.weights),
+            Text(p.where, "dim"),
+        )  # fmt: skip
+    return table
+
+
+def _wide(rows: Sequence[LayerRow]) -> Iterator[RenderableType]:
+    """What is not in 8 bits, and why."""
+    for reason, count in Counter(p.reason for p in rows if p.reason).items():
+        yield Text(f"not in 8 bits: {count} product{'s' * (count > 1)}, {reason}", "dim")
+
+
+def _outputs(report: InferenceReport) -> Table:
+    table = _table("result", "error", "cosine of rows", "at worst")
+    for o in report.outputs:
+        cosines = ("", "") if o.cosine is None else (f"{o.cosine:.4f}", f"{o.worst:.4f}")
+        table.add_row(o.name, _percent(o.error), *cosines)
+    return table
+
+
+def _ranges(report: InferenceReport) -> Iterator[RenderableType]:
+    """Where batches went past what was calibrated."""
+    rows = [r for r in report.ranges if r.beyond]
+    if not report.ranges:
+        return
+    yield Text()
+    if not rows:
+        yield Text(f"all {len(report.ranges)} activations stayed within their calibrated ranges")
+        return
+    yield Text("past the calibrated range, and saturated", "yellow")
+    table = _table("activation of", "where", "limit", "elements", "share")
+    for r in rows:
+        share = f"{r.beyond / max(1, r.elements):.2%}"
+        table.add_row(r.scope or "-", r.where, f"{r.limit:.3g}", f"{r.beyond:,}", share)
+    yield table
+
+
+def _percent(error: float | None) -> str:
+    return "" if error is None else f"{error:.2%}"
+
+
+def _table(*names: str) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+    right = ("before", "stored", "SNR", "error", "limit", "elements", "share")
+    for name in names:
+        fixed = name in right or name in ("weight", "format", "formats")
+        table.add_column(
+            name, justify="right" if name in right else "left", no_wrap=fixed, overflow="fold"
+        )
+    return table
