@@ -22,6 +22,7 @@ from precir.passes.stored import handed
 from precir.recipe import Recipe
 from precir.scaled import full_block, scale_shape
 
+NO_MATRIX: Final = "no matrix"
 _SIXTEEN: Final = ("bfloat16", "float16")
 _FLOATS: Final = ("float32", *_SIXTEEN)
 
@@ -86,7 +87,7 @@ def _weight(value: Value, number: int, uses: tuple[Use, ...], recipe: Recipe) ->
     if not uses:
         return Weight(number, None, "", "nothing reads it", uses)
     if rank < 2:
-        return Weight(number, None, "", "no matrix", uses)
+        return Weight(number, None, "", NO_MATRIX, uses)
     eight = next((u for u in uses if u.what == "product" and u.format == recipe.forward), None)
     looked = next((u for u in uses if u.what == "lookup"), None)
     chosen = eight or looked

@@ -1,6 +1,7 @@
 """`precir.quantize_model`: weights in 8 bits that products take as they lie."""
 
 import functools
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import rich
 from jax import lax
 
 import precir
@@ -326,6 +328,9 @@ def test_report_adds_up() -> None:
     text = str(report)
     assert "its result reaches the loss" in text
     assert all(w.name in text for w in report.weights)
+    shown = io.StringIO()
+    rich.print(quantized(unrolled).report(), file=shown)
+    assert "3 others" in shown.getvalue()  # two of each layer in one stack, and the last norm
 
 
 def test_what_leaves_the_calibrated_range_saturates_and_is_counted() -> None:

@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, TypeVar
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from precir.inference.report import InferenceReport, LayerRow, WeightRow
+from precir.passes.weights import NO_MATRIX
+from precir.report.group import common_scope
 from precir.report.units import bytes_text, shape_text
+
+Row = TypeVar("Row")
 
 _COLOURS: Final = {"E4M3": "green", "E5M2": "magenta", "bf16": "cyan", "f16": "cyan"}
 
 
 def plain(report: InferenceReport) -> str:
-    """Tables without colour, 120 columns wide."""
+    """Tables without colour, 120 columns wide, with a row for everything."""
     to = io.StringIO()
     console = Console(file=to, width=120, color_system=None)
-    for part in screen(report):
+    for part in screen(report, grouped=False):
         console.print(part)
     return "\n".join(line.rstrip() for line in to.getvalue().splitlines()) + "\n"
 
 
-def screen(report: InferenceReport) -> Iterator[RenderableType]:
-    """What `rich.print` shows."""
+def screen(report: InferenceReport, *, grouped: bool = True) -> Iterator[RenderableType]:
+    """What `rich.print` shows; grouped: alike layers in one row, as `layer_*`."""
     yield Text.assemble((report.name, "bold"), "  recipe ", (report.recipe, "bold"))
     yield Text(_headline(report))
     for line in _sixteen(report):
         yield Text(line)
     yield Text()
-    yield _weights(report.weights)
+    yield _weights(report.weights, grouped)
     if report.batches:
         yield Text()
         yield Text(f"Errors against the unquantised program, {_batches(report.batches)}", "bold")
-        yield _products(report.products)
+        yield _products(report.products, grouped)
         yield from _wide(report.products)
         yield Text()
         yield _outputs(report)
@@ -63,29 +68,77 @@ def _batches(count: int) -> str:
     return f"{count} batch{'es' if count > 1 else ''}"
 
 
-def _weights(rows: Sequence[WeightRow]) -> Table:
-    table = _table("weight", "shape", "format", "scale for each", "before", "stored", "SNR", "why")
-    for w in rows:
+def _weights(rows: Sequence[WeightRow], grouped: bool) -> Table:
+    table = _table("weight", "shape", "format", "scale for", "before", "stored", "SNR", "why")
+    for alike in _alike(rows, _same_weight) if grouped else [[w] for w in rows]:
+        w = alike[0]
         reach = "" if w.block is None else shape_text(w.block) if w.block else "tensor"
-        snr = "" if w.snr is None else f"{w.snr:.1f} dB"
+        name = f"{len(alike)} others" if _is_vector(w) and len(alike) > 1 else _name(alike)
+        shape = "" if _is_vector(w) and len(alike) > 1 else shape_text(w.shape)
+        snrs = [each.snr for each in alike if each.snr is not None]
         table.add_row(
-            w.name, shape_text(w.shape), Text(w.format, _COLOURS.get(w.format, "")), reach,
-            bytes_text(w.before), bytes_text(w.bytes), snr, Text(w.reason, "dim"),
+            name, shape, Text(w.format, _COLOURS.get(w.format, "")), reach,
+            bytes_text(sum(each.before for each in alike)),
+            bytes_text(sum(each.bytes for each in alike)),
+            _span([f"{snr:.1f}" for snr in sorted(snrs)], " dB"), Text(w.reason, "dim"),
         )  # fmt: skip
     total = sum(w.before for w in rows), sum(w.bytes for w in rows)
     table.add_row(Text("total", "bold"), "", "", "", *map(bytes_text, total), "", "")
     return table
 
 
-def _products(rows: Sequence[LayerRow]) -> Table:
-    table = _table("product", "formats", "error", "by layer", "weights", "where")
-    for p in rows:
-        layers = f"{min(p.layers):.2%} to {max(p.layers):.2%}" if p.layers else ""
+def _products(rows: Sequence[LayerRow], grouped: bool) -> Table:
+    table = _table("product", "formats", "error", "weights", "where")
+    for alike in _alike(rows, _same_product) if grouped else [[p] for p in rows]:
+        p = alike[0]
+        errors = [e for each in alike for e in each.layers or (each.error,) if e is not None]
+        weights = dict.fromkeys(_starred(w) if len(alike) > 1 else w for w in p.weights)
         table.add_row(
-            p.scope or p.op, p.formats, _percent(p.error), layers, ", ".join(p.weights),
-            Text(p.where, "dim"),
+            _name(alike), p.formats, _span([f"{100 * e:.2f}" for e in sorted(errors)], "%"),
+            ", ".join(weights), Text(p.where, "dim"),
         )  # fmt: skip
     return table
+
+
+def _span(numbers: Sequence[str], unit: str) -> str:
+    """From the least to the largest."""
+    if not numbers:
+        return ""
+    ends = dict.fromkeys((numbers[0], numbers[-1]))
+    return " to ".join(ends) + unit
+
+
+def _alike(rows: Sequence[Row], key: Callable[[Row], object]) -> list[list[Row]]:
+    """Rows that a key tells no difference of, in the order of the first of each."""
+    found: dict[object, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row), []).append(row)
+    return list(found.values())
+
+
+def _same_weight(w: WeightRow) -> object:
+    if _is_vector(w):
+        return w.format, w.reason
+    return _starred(w.name), w.shape, w.format, w.block, w.reason
+
+
+def _same_product(p: LayerRow) -> object:
+    return _starred(p.scope), p.op, p.formats, p.where, tuple(map(_starred, p.weights)), p.reason
+
+
+def _is_vector(w: WeightRow) -> bool:
+    return w.reason == NO_MATRIX
+
+
+def _name(rows: Sequence[WeightRow] | Sequence[LayerRow]) -> str:
+    names = [r.name if isinstance(r, WeightRow) else r.scope or r.op for r in rows]
+    times = f" x{len(rows)}" if len(rows) > 1 else ""
+    return common_scope(names) + times
+
+
+def _starred(name: str) -> str:
+    """Numbers of layers as stars."""
+    return re.sub(r"\d+", "*", name)
 
 
 def _wide(rows: Sequence[LayerRow]) -> Iterator[RenderableType]:
