@@ -327,7 +327,7 @@ def test_report_adds_up() -> None:
     assert report.data["ratio"] == report.ratio
     text = str(report)
     assert "its result reaches the loss" in text
-    assert all(w.name in text for w in report.weights)
+    assert all(f"\n{name}" in text for name in ("layers/qkv ", "layers/bias ", "words ", "norm "))
     shown = io.StringIO()
     rich.print(quantized(unrolled).report(), file=shown)
     assert "3 others" in shown.getvalue()  # two of each layer in one stack, and the last norm

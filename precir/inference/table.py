@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import takewhile
 from typing import Final, TypeVar
 
 from rich.console import Console, RenderableType
@@ -33,16 +34,17 @@ def plain(report: InferenceReport) -> str:
 
 def screen(report: InferenceReport, *, grouped: bool = True) -> Iterator[RenderableType]:
     """What `rich.print` shows; grouped: alike layers in one row, as `layer_*`."""
+    short = _short([w.name for w in report.weights])
     yield Text.assemble((report.name, "bold"), "  recipe ", (report.recipe, "bold"))
     yield Text(_headline(report))
-    for line in _sixteen(report):
+    for line in _sixteen(report, short):
         yield Text(line)
     yield Text()
-    yield _weights(report.weights, grouped)
+    yield _weights(report.weights, short, grouped)
     if report.batches:
         yield Text()
         yield Text(f"Errors against the unquantised program, {_batches(report.batches)}", "bold")
-        yield _products(report.products, grouped)
+        yield _products(report.products, short, grouped)
         yield from _wide(report.products)
         yield Text()
         yield _outputs(report)
@@ -55,12 +57,14 @@ def _headline(report: InferenceReport) -> str:
     return f"{sizes}, {report.ratio:.3f} of them; {low} of {len(report.products)} products in FP8"
 
 
-def _sixteen(report: InferenceReport) -> Iterator[str]:
+def _sixteen(report: InferenceReport, short: Mapping[str, str]) -> Iterator[str]:
     """What the products cost that the recipe keeps out of 8 bits."""
     rows = [w for w in report.weights if w.format in ("bf16", "f16") and w.snr is not None]
     if rows:
         more = sum(w.bytes for w in rows) // 2
-        names = ", ".join(w.name for w in rows[:3]) + (" and others" if len(rows) > 3 else "")
+        names = ", ".join(short[w.name] for w in rows[:3]) + (
+            " and others" if len(rows) > 3 else ""
+        )
         yield f"kept in 16 bits: {names}, {bytes_text(more)} more than in 8"
 
 
@@ -68,12 +72,12 @@ def _batches(count: int) -> str:
     return f"{count} batch{'es' if count > 1 else ''}"
 
 
-def _weights(rows: Sequence[WeightRow], grouped: bool) -> Table:
+def _weights(rows: Sequence[WeightRow], short: Mapping[str, str], grouped: bool) -> Table:
     table = _table("weight", "shape", "format", "scale for", "before", "stored", "SNR", "why")
     for alike in _alike(rows, _same_weight) if grouped else [[w] for w in rows]:
         w = alike[0]
         reach = "" if w.block is None else shape_text(w.block) if w.block else "tensor"
-        name = f"{len(alike)} others" if _is_vector(w) and len(alike) > 1 else _name(alike)
+        name = f"{len(alike)} others" if _is_vector(w) and len(alike) > 1 else _name(alike, short)
         shape = "" if _is_vector(w) and len(alike) > 1 else shape_text(w.shape)
         snrs = [each.snr for each in alike if each.snr is not None]
         table.add_row(
@@ -87,14 +91,14 @@ def _weights(rows: Sequence[WeightRow], grouped: bool) -> Table:
     return table
 
 
-def _products(rows: Sequence[LayerRow], grouped: bool) -> Table:
+def _products(rows: Sequence[LayerRow], short: Mapping[str, str], grouped: bool) -> Table:
     table = _table("product", "formats", "error", "weights", "where")
     for alike in _alike(rows, _same_product) if grouped else [[p] for p in rows]:
         p = alike[0]
         errors = [e for each in alike for e in each.layers or (each.error,) if e is not None]
-        weights = dict.fromkeys(_starred(w) if len(alike) > 1 else w for w in p.weights)
+        weights = [common_scope([short[w] for w in ws]) for ws in _columns(alike)]
         table.add_row(
-            _name(alike), p.formats, _span([f"{100 * e:.2f}" for e in sorted(errors)], "%"),
+            _name(alike, {}), p.formats, _span([f"{100 * e:.2f}" for e in sorted(errors)], "%"),
             ", ".join(weights), Text(p.where, "dim"),
         )  # fmt: skip
     return table
@@ -130,10 +134,25 @@ def _is_vector(w: WeightRow) -> bool:
     return w.reason == NO_MATRIX
 
 
-def _name(rows: Sequence[WeightRow] | Sequence[LayerRow]) -> str:
+def _name(rows: Sequence[WeightRow] | Sequence[LayerRow], short: Mapping[str, str]) -> str:
     names = [r.name if isinstance(r, WeightRow) else r.scope or r.op for r in rows]
     times = f" x{len(rows)}" if len(rows) > 1 else ""
-    return common_scope(names) + times
+    return common_scope([short.get(n, n) for n in names]) + times
+
+
+def _columns(rows: Sequence[LayerRow]) -> Iterator[tuple[str, ...]]:
+    """The first weight of each of alike products, then the second."""
+    return zip(*(p.weights for p in rows), strict=True)
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Names as paths, `layer_0/mlp/up` of `params["layer_0"]["mlp"]["up"]`, without what all of
+    them begin with.
+    """
+    paths = {n: re.findall(r"[\w.]+", n) for n in names}
+    columns = zip(*paths.values(), strict=False)
+    common = len(list(takewhile(lambda parts: len(set(parts)) == 1, columns)))
+    return {n: "/".join(parts[common:] or parts[-1:]) for n, parts in paths.items()}
 
 
 def _starred(name: str) -> str:
@@ -180,8 +199,8 @@ def _table(*names: str) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
     right = ("before", "stored", "SNR", "error", "limit", "elements", "share")
     for name in names:
-        fixed = name in right or name in ("weight", "format", "formats")
         table.add_column(
-            name, justify="right" if name in right else "left", no_wrap=fixed, overflow="fold"
-        )
+            name, justify="right" if name in right else "left", overflow="fold",
+            no_wrap=name in (*right, "format", "formats"), min_width=12 if name == "why" else None,
+        )  # fmt: skip
     return table
