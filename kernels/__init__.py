@@ -15,6 +15,7 @@ from precir.kernels.act_quantize import act_gradients, act_quantize, activation_
 from precir.kernels.adam_update import Updated, adam_update
 from precir.kernels.delayed import delayed_scale, finite_amax, recent_amax, record_amax
 from precir.kernels.dequantize import dequantize
+from precir.kernels.lookup import lookup
 from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.norm_quantize import (
     Normalised,
@@ -58,6 +59,7 @@ __all__ = [
     "delayed_scale",
     "dequantize",
     "finite_amax",
+    "lookup",
     "merge_stats",
     "next_loss_scale",
     "norm_gradients",

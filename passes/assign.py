@@ -10,7 +10,14 @@ from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Value
 from precir.ops import Keeps, op_named
 from precir.passes.facts import Facts
 from precir.passes.fitting import misfit, unfit
-from precir.passes.grains import Grain, data_of, grain, moves_or_casts, updated_inputs
+from precir.passes.grains import (
+    Grain,
+    data_of,
+    grain,
+    moves_or_casts,
+    stored_inputs,
+    updated_inputs,
+)
 from precir.passes.products import Tail, find_tail
 from precir.recipe import KEEP, TRUE, Chosen, Recipe
 
@@ -74,7 +81,7 @@ def assign_formats(
         return assignment
     walk = _Walk(recipe, assignment, find_tail(graph), facts, seen)
     walk.chosen = chosen or {}
-    updated = updated_inputs(graph)
+    updated = updated_inputs(graph) | stored_inputs(graph)
     walk.knows_weights = bool(updated)
     weights = [v in updated or not updated for v in graph.inputs]
     soft = [True] * len(graph.inputs)

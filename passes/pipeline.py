@@ -27,6 +27,7 @@ from precir.passes.scales import BAND, WIDE_BAND, Options, propagate_scales
 from precir.passes.simplify import drop_dead, simplify
 from precir.passes.static import add_static_scales
 from precir.passes.storage import Stored, insert_storage
+from precir.passes.stored import EIGHT, use_stored
 from precir.passes.update import Update, fuse_updates
 from precir.recipe import KEEP, Recipe
 from precir.verify import verify
@@ -154,6 +155,14 @@ def _casts(state: State) -> State:
     return replace(state, graph=graph)
 
 
+def _stored(state: State) -> State:
+    """Where scales propagate, what is stored has entered as data under its scale already."""
+    eight = any(kind.dtype in EIGHT for kind in state.stored.inputs.values())
+    if not eight or state.recipe.scaling == "propagated":
+        return state
+    return replace(state, graph=use_stored(state.graph))
+
+
 def _residuals(state: State) -> State:
     return replace(state, graph=share_residuals(state.graph))
 
@@ -184,6 +193,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("scales", _scales),
     ("assign", _assign),
     ("casts", _casts),
+    ("stored", _stored),
     ("residuals", _residuals),
     ("delayed", _delayed),
     ("update", _update),

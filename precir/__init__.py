@@ -5,6 +5,7 @@ from precir.check import Hazard, check
 from precir.compile import Compiled, compile
 from precir.domains import Kinds, Range, Stats
 from precir.errors import PrecirError
+from precir.inference import InferenceError, InferenceReport, QuantizedModel, quantize_model
 from precir.lower import lower
 from precir.observe import Observation, observe
 from precir.packed import Packed, StateError
@@ -20,11 +21,14 @@ __all__ = [
     "Choice",
     "Compiled",
     "Hazard",
+    "InferenceError",
+    "InferenceReport",
     "Kinds",
     "Memory",
     "Observation",
     "Packed",
     "PrecirError",
+    "QuantizedModel",
     "Range",
     "Recipe",
     "ScaledArray",
@@ -39,6 +43,7 @@ __all__ = [
     "memory",
     "observe",
     "plan",
+    "quantize_model",
     "recipe",
     "scale",
     "unscale",

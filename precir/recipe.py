@@ -98,7 +98,8 @@ class Recipe:
         class of operand: "tensor", "row" (all that one element of the product sums over),
         "1x128" and "128x128" (blocks of the axis that is summed over, and of both axes:
         DeepSeek-V3, arXiv 2412.19437), or "mx" (32 of the axis that is summed over, scales in
-        E8M0: OCP MX 1.0).
+        E8M0: OCP MX 1.0). Under static scaling, `weight_scales` is for weights that are stored in
+        8 bits, whose scales are stored with them; any other operand has one for the tensor.
       history: how many steps delayed scaling looks back.
       state: format in which weights and moments live between steps, as `ScaledArray`s; None
         leaves them as they are.
@@ -145,7 +146,9 @@ class Recipe:
         _among("update", self.update, ("plain", "fused"))
         for field in ("activation_scales", "weight_scales", "gradient_scales"):
             _among(field, getattr(self, field), _REACHES)
-        reaches = {self.activation_scales, self.weight_scales, self.gradient_scales}
+        reaches = {self.activation_scales, self.gradient_scales}
+        if self.scaling != "static":  # of which stored weights need none: theirs go with them
+            reaches.add(self.weight_scales)
         if self.scaling != "current" and reaches != {"tensor"}:
             raise RecipeError(
                 f"{self.scaling} scaling has one scale for each tensor, not for each "
@@ -273,6 +276,8 @@ RECIPES: dict[str, Recipe] = {
         _FP8,
         replace(_FP8, name="fp8-delayed", scaling="delayed"),
         replace(_FP8, name="fp8-static", scaling="static"),
+        # What `precir.quantize_model` takes: no state, no gradient, nothing measured on the way.
+        replace(_FP8, name="fp8-inference", scaling="static", weight_scales="row"),
         # E4M3 for gradients too, as torchao's and Transformer Engine's recipes of that reach:
         # where each row or block has its own scale, a digit more is worth more than the range.
         _finer("fp8-row", "row", "row"),

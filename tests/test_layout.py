@@ -35,7 +35,7 @@ LAYERS = (
     ("precir.describe", "precir.program", "precir.state", "precir.vjp", "precir.check.*"),
     (
         *("precir.auto.*", "precir.report.*", "precir.target.*", "precir.planner.*"),
-        *("precir.dump", "precir.observe", "precir.compile"),
+        *("precir.dump", "precir.observe", "precir.compile", "precir.inference.*"),
     ),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 from precir.ir import Node, Operand, Type
 from precir.kernels.tap import TAPPED
 from precir.ops.rows import row_type
-from precir.scaled import scale_shape
+from precir.scaled import full_block, scale_shape
 from precir.text.types import SHORT, numpy_dtype
 
 Wrong = Iterator[str]
@@ -36,7 +36,9 @@ def _agree_types(what: str, found: Sequence[Type], expected: Sequence[Type]) -> 
 
 
 def _held(type_: Type) -> tuple[Any, ...]:
-    return type_.shape, type_.dtype, type_.scale, type_.block
+    """Blocks by what they mean: those of a layer may name the axis of the stack that it is of."""
+    block = full_block(type_.block, type_.rank) if type_.block else ()
+    return type_.shape, type_.dtype, type_.scale, block
 
 
 def show(type_: Type) -> str:
