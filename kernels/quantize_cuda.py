@@ -13,6 +13,7 @@ from jax import Array, lax
 from jax import numpy as jnp
 
 from precir.formats import E4M3, E5M2, F32, format_of
+from precir.kernels.divided import collectives
 from precir.kernels.launch import fp8_gpu, launch, result
 from precir.kernels.powers import power_of_two_carry
 from precir.scaled import full_block, scale_shape
@@ -52,6 +53,27 @@ def quantized(
         return None
     data, scale = found
     return data.reshape(x.shape), as_scales(scale, scales).reshape(scale_shape(x.shape, block))
+
+
+def quantized_across(
+    x: Array,
+    across: tuple[str, ...],
+    *,
+    dtype: np.dtype[Any],
+    batch_ndim: int,
+    block: tuple[int, ...],
+    scales: Any,
+) -> tuple[Array, Array] | None:
+    """The same of what a device has of a tensor, under one scale for what lies across these device
+    axes; no kernel serves blocks.
+    """
+    if block or not serves(x, dtype):
+        return None
+    shape = x.shape[:batch_ndim]
+    rows = x.reshape(math.prod(shape), -1)
+    parts = collectives.pmax(jnp.max(amax_parts(rows), axis=1, keepdims=True), across)
+    data, scale = under_largest(rows, parts, dtype)
+    return data.reshape(x.shape), lax.convert_element_type(scale.reshape(shape), scales)
 
 
 def quantized_given(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Array | None:
@@ -139,9 +161,16 @@ def _one_scale_a_row(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     if n <= LONGEST:  # one read, and one launch
         data, scale = _groups(x, n, dtype, np.dtype(np.float32))
         return data, scale.reshape(rows)
+    return under_largest(x, amax_parts(x), dtype)
+
+
+def under_largest(x: Array, parts: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Each row of ``x`` [rows, n] under the scale of the largest of its ``parts``, as
+    `amax_parts` has them: data, and float32[rows].
+    """
     from precir.kernels.triton.quantize_current import quantize_current
 
-    parts = amax_parts(x)
+    rows, n = x.shape
     data, scale = launch(
         quantize_current,
         [x, parts],
