@@ -14,6 +14,8 @@ from precir.errors import DerivativeError
 from precir.kernels.divided import Parts, can_divide, lower_divided
 from precir.kernels.launch import fp8_gpu, lowering_for
 
+_parts: dict[Any, Parts | None] = {}
+
 Results = tuple[jax.Array, ...]
 Dims = tuple[int | None, ...]
 
@@ -60,6 +62,7 @@ def kernel_primitive(
             fix="differentiate the wide function, or give the quantised one a jax.custom_vjp",
         )
 
+    _parts[primitive] = parts
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(evaluate)
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
@@ -68,6 +71,11 @@ def kernel_primitive(
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = refuse
     return primitive
+
+
+def parts_of(primitive: Any) -> Parts | None:
+    """How a kernel primitive is divided; None where it is not."""
+    return _parts[primitive]
 
 
 def _rule(function: Callable[..., Results], parts: Parts | None) -> Callable[..., Any]:
