@@ -202,7 +202,7 @@ def _on_cuda(x: Array, **params: Any) -> Results:
     code for what no kernel serves.
     """
     found = quantize_cuda.quantized(x, **params)
-    return found if found is not None else quantize_p_reference(x, **params)
+    return found if found is not None else quantize_p_reference(quantize_cuda.pinned(x), **params)
 
 
 def _of_one_device(split: Split, x: Array, **params: Any) -> Results:
@@ -210,7 +210,9 @@ def _of_one_device(split: Split, x: Array, **params: Any) -> Results:
     if not split.agreed:
         return _on_cuda(x, **params)
     found = quantize_cuda.quantized_across(x, split.agreed, **params)
-    return found if found is not None else quantize_p_reference(x, across=split.agreed, **params)
+    if found is not None:
+        return found
+    return quantize_p_reference(quantize_cuda.pinned(x), across=split.agreed, **params)
 
 
 quantize_p = kernel_primitive(

@@ -11,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from precir.formats import E4M3, E5M2, F32, format_of
 from precir.kernels.divided import collectives
@@ -24,6 +25,7 @@ LONGEST: Final = 16384  # elements at most under one scale, where a program hold
 ELEMENTS: Final = 4096  # that a program holds where groups are shorter
 COLUMNS: Final = 64  # side by side, where each has scales down its rows
 
+_with_layout: Any = with_layout_constraint  # JAX's own is not typed
 _TAKEN: Final = frozenset({"float16", "bfloat16", "float32"})
 
 
@@ -139,6 +141,13 @@ def largest(parts: Array, shape: tuple[int, ...]) -> Array:
 def serves(x: Array, dtype: np.dtype[Any]) -> bool:
     """Whether the kernels take ``x``, make ``dtype``, and can be had."""
     return x.size > 0 and x.dtype.name in _TAKEN and format_of(dtype) in (E4M3, E5M2) and fp8_gpu()
+
+
+def pinned(x: Array) -> Array:
+    """``x`` laid out as a kernel would read it, on a GPU that has them: else XLA may keep a stack of
+    weights transposed, all of it, for what it makes of one.
+    """
+    return _with_layout(x, Layout(tuple(range(x.ndim)))) if fp8_gpu() else x
 
 
 def power(n: int) -> int:
