@@ -144,8 +144,8 @@ def serves(x: Array, dtype: np.dtype[Any]) -> bool:
 
 
 def pinned(x: Array) -> Array:
-    """``x`` laid out as a kernel would read it, on a GPU that has them: else XLA may keep a stack of
-    weights transposed, all of it, for what it makes of one.
+    """``x`` laid out as a kernel would read it, on a GPU that has them: else XLA may keep a whole
+    stack of weights transposed, for what it makes of one.
     """
     return _with_layout(x, Layout(tuple(range(x.ndim)))) if fp8_gpu() else x
 
