@@ -285,6 +285,8 @@ RECIPES: dict[str, Recipe] = {
         _finer("mxfp8", "mx", "mx"),
         _fp8_lm("fp8-lm-o1", None, None),
         _fp8_lm("fp8-lm-o2", Store("float8_e4m3fn"), Store("float16")),
+        # The same state: where it is sharded, what crosses of a weight is its 8-bit image.
+        _fp8_lm("fp8-lm-o3", Store("float8_e4m3fn"), Store("float16")),
         # What per-tensor scales lose of a second moment, blocks keep, and E5M2 reaches as far.
         _fp8_lm("fp8-lm-block", Store("float8_e4m3fn", 128), Store("float8_e5m2", 128)),
         Recipe("scaled-32", scaling="propagated"),
