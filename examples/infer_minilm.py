@@ -4,11 +4,12 @@
 
 Fine-tunes MiniLM for a minute in float32 (see finetune_minilm.py), then answers every test snippet
 with the same weights in each format, and says how long it took, how many bytes the weights are, how
-many answers are right, and how near each embedding is to that of float32.
+many answers are right, and how near each embedding is to that of float32. In FP8 the weights are
+stored in 8 bits and the activations have scales from a few batches of what was trained on.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import finetune_minilm as finetune
@@ -23,6 +24,8 @@ from rich.table import Table
 import precir
 
 Model = tuple[Callable[..., Any], Any]  # a function of (params, tokens, mask), and its params
+FP8 = ("fp8-inference", "fp8-block")  # one scale for each row of a weight, or for 128 x 128
+SEEN = 512  # snippets that activations are calibrated on
 
 
 class Inference(NamedTuple):
@@ -52,15 +55,26 @@ def make_model(config: finetune.Config) -> Callable[..., tuple[jax.Array, jax.Ar
     return answer
 
 
-def make_models(params: Any, config: finetune.Config) -> dict[str, Model]:
-    """Float32 first, and bfloat16: the same weights read in it, and weights kept in it."""
+def make_models(
+    params: Any, config: finetune.Config, seen: finetune.Batch, recipes: Sequence[str] = FP8
+) -> dict[str, Model]:
+    """Float32 first; bfloat16, the same weights read in it and weights kept in it; and weights
+    stored in FP8, with activations calibrated on the first `SEEN` snippets of `seen`.
+    """
     model = make_model(config)
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
+    first = finetune.Batch(*(x[:SEEN] for x in seen))
+    batches = [(part.tokens, part.mask) for part in finetune.parts(first)]
+    stored = {
+        name: precir.quantize_model(model, params, batches, recipe=name, measure=False)
+        for name in recipes
+    }
     return {
         "float32": (precir.compile(model), params),
         "bf16-mixed": (precir.compile(model, recipe="bf16-mixed"), params),
         "bf16-mixed, bfloat16 weights": (precir.compile(model, recipe="bf16-mixed"), half),
         "bf16-true, bfloat16 weights": (precir.compile(model, recipe="bf16-true"), half),
+        **{f"{name}, E4M3 weights": (q, q.params) for name, q in stored.items()},
     }
 
 
@@ -117,8 +131,9 @@ def main() -> None:
     steps = finetune.compile_steps(["32-true"], config)
     with finetune.make_progress() as progress:
         _, params = finetune.train(steps, config, minilm.load_params(), data, progress)
-    found = infer(make_models(params["32-true"], config), data[1])
-    table = Table(*HEADINGS, caption="Time: median over batches, float32 is 1.")
+    found = infer(make_models(params["32-true"], config, data[0]), data[1])
+    emulated = " On this CPU FP8 is emulated." if jax.default_backend() == "cpu" else ""
+    table = Table(*HEADINGS, caption=f"Time: median over batches, float32 is 1.{emulated}")
     for row in make_rows(found, data[1]):
         table.add_row(*row)
     rich.print(table)

@@ -183,13 +183,29 @@ def test_one_plot_and_one_row_for_each_recipe(tmp_path: Path) -> None:
 
 def test_inference_in_bfloat16() -> None:
     params = small_run()[1]["32-true"]
-    models = inference.make_models(params, replace(SMALL, batch=64))
+    models = inference.make_models(params, replace(SMALL, batch=64), made_up(), recipes=())
     found = inference.infer(models, made_up())
     first = found["float32"]
     for name, it in found.items():
         assert it.cosines(first).min() > 0.999, name
     half = found["bf16-mixed, bfloat16 weights"]
     assert half.weight_bytes * 2 == first.weight_bytes
+
+
+def test_pretrained_weights_in_fp8() -> None:
+    config = finetune.Config()
+    head = {"kernel": jnp.zeros((config.encoder.width, 2)), "bias": jnp.zeros(2)}
+    params = {"encoder": pretrained(), "head": head}
+    few = finetune.load_data(replace(config, length=24))[0]
+    seen = finetune.Batch(*(x[:64] for x in few))  # none of which is asked
+    asked = finetune.Batch(*minilm.tokenise(SENTENCES, 24), np.zeros(len(SENTENCES), np.int32))
+    found = inference.infer(
+        inference.make_models(params, config, seen, recipes=("fp8-inference",)), asked
+    )
+    first, low = found["float32"], found["fp8-inference, E4M3 weights"]
+    np.testing.assert_allclose(first.embeddings[:, :8], FIRST, atol=1e-5)
+    assert low.weight_bytes < 0.27 * first.weight_bytes
+    assert low.cosines(first).mean() > 0.99
 
 
 def test_bad_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
