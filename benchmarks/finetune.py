@@ -280,8 +280,8 @@ def infer(out: Path) -> Iterator[list[str]]:
         f"CPU ({cpu()}; float32 products in float32, no TF32). FP8 is emulated there: its numbers "
         "are exact, its time says nothing of a GPU. *Weights*: all of them, scales included. "
         "*Right*: by the classifier that was trained with the encoder. *Cosine*: of each embedding "
-        f"with that of float32. FP8 is calibrated on {inference.SEEN} snippets of those to train "
-        f"on. Wanted of it: at most {WEIGHTS:.2f} of float32's bytes, at most {POINTS:g} point "
+        f"with that of float32. fp8-inference is calibrated on {inference.SEEN} snippets "
+        f"of those to train on. Wanted of FP8: at most {WEIGHTS:.2f} of float32's bytes, at most {POINTS:g} point "
         f"fewer right, a mean cosine of at least {COSINE}.",
         "",
         *table((*inference.HEADINGS, ""), rows),
@@ -333,7 +333,9 @@ def write(path: Path, title: str, lines: Sequence[str]) -> None:
     text = "# A pretrained transformer in every precision\n\n"
     text += "Made by `python benchmarks/finetune.py`, which explains it.\n\n"
     text += "".join(
-        f"## {name}\n{sections[name]}" for name, _ in PARTS.values() if name in sections
+        f"## {name}\n{sections[name].rstrip()}\n\n"
+        for name, _ in PARTS.values()
+        if name in sections
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text.rstrip() + "\n")
