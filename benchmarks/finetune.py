@@ -281,8 +281,8 @@ def infer(out: Path) -> Iterator[list[str]]:
         "are exact, its time says nothing of a GPU. *Weights*: all of them, scales included. "
         "*Right*: by the classifier that was trained with the encoder. *Cosine*: of each embedding "
         f"with that of float32. fp8-inference is calibrated on {inference.SEEN} snippets "
-        f"of those to train on. Wanted of FP8: at most {WEIGHTS:.2f} of float32's bytes, at most {POINTS:g} point "
-        f"fewer right, a mean cosine of at least {COSINE}.",
+        f"of those to train on. Wanted of FP8: at most {WEIGHTS:.2f} of float32's bytes, at most "
+        f"{POINTS:g} point fewer right, a mean cosine of at least {COSINE}.",
         "",
         *table((*inference.HEADINGS, ""), rows),
         "",
