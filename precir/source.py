@@ -102,7 +102,6 @@ def own_code(package: ModuleType) -> Iterator[None]:
         is_library.cache_clear()
 
 
-@cache
 @contextmanager
 def own_lines() -> Iterator[None]:
     """In here, what is traced comes from where it stands: inside of a custom rule JAX else says
@@ -117,6 +116,7 @@ def own_lines() -> Iterator[None]:
         held.context = before
 
 
+@cache
 def is_jax(code_file: str) -> bool:
     """Whether a file belongs to JAX itself (or, as JAX counts, to Python)."""
     return not source_info_util.is_user_filename(code_file)
