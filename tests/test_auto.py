@@ -172,10 +172,8 @@ def test_predictions_hold_for_random_assignments(params, choice):
 def test_the_recipe_is_the_point(params, choice):
     """What the recipe compiles to has the formats that the model priced."""
     program = precir.compile(train_step, recipe=choice.recipe).program(params, batch(0))
-    found = {p.node.outputs[0].type.shape: 0 for p in program.assignment.products}
     low = sum(p.low for p in program.assignment.products)
     counts = choice.point.products(choice)
-    assert found
     assert low == counts[FP8] + counts[FP8_BLOCK] > 0
     assert low < len(program.assignment.products)
 

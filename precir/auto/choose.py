@@ -267,7 +267,7 @@ class Chooser:
         return min(fits, key=lambda p: p.seconds)
 
     def _adds(self, node: Node, format: str) -> float:
-        """The error that a format of one node adds, over the seconds that it may save."""
+        """The error that a format of one node adds by itself."""
         if format in (FP8, FP8_BLOCK):
             pair = self.errors.uses(node)[format == FP8_BLOCK]
         elif format == BF16:

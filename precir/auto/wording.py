@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from precir.auto.choose import Chooser
 
 _LOST: Final = 0.01  # the share of an operand that is worth a word
-_NUMBER: Final = re.compile(r"\d+")
 
 
 def entries(chooser: Chooser, point: Point) -> tuple[Chosen, ...]:
