@@ -5,6 +5,7 @@
 
 bytes         Bytes a parameter, of live arrays and of the gradients that wait for the update.
 memory        One step of a GPT of 6.6 billion parameters on one H100.
+sharded       The same on eight, fully sharded: FP8-LM's O3, and what crosses the devices.
 devices       GPTs of the paper's sizes on 128 H100, against bf16-mixed.
 cards         65 billion parameters on eight cards of 24 GiB.
 training      Held-out loss of the example GPT over seeds.
@@ -12,10 +13,10 @@ equal         Fused updates beside plain ones.
 ablation      What each part of the state may be stored in: the paper's table 6.
 accumulation  The error of gradients summed over micro-batches.
 
-`memory`, `devices` and `cards` compile for GPUs that are not there and run nothing
-(fp8_lm_memory.py); the others run on this machine (fp8_lm_training.py), where FP8 is emulated: its
-numbers are exact. The results go to benchmarks/results/fp8_lm.md, section by section: a part that
-was not run keeps the section it has. fp8_lm.png is drawn of what the sections say.
+`memory`, `sharded`, `devices` and `cards` compile for GPUs that are not there and run nothing
+(fp8_lm_memory.py, fp8_lm_sharded.py); the others run on this machine (fp8_lm_training.py), where
+FP8 is emulated: its numbers are exact. The results go to benchmarks/results/fp8_lm.md, section by
+section: a part that was not run keeps the section it has. fp8_lm.png is drawn of what they say.
 """
 
 import argparse
@@ -34,12 +35,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(Path(__file__).parent))
 
 import fp8_lm_memory as of_memory
+import fp8_lm_sharded as of_sharding
 import fp8_lm_training as of_training
 
 OUT = Path(__file__).parent / "results" / "fp8_lm.md"
 PARTS: dict[str, tuple[str, Callable[[], Iterator[list[str]]]]] = {
     "bytes": ("Bytes a parameter", of_training.bytes_section),
     "memory": ("6.6 billion parameters on one H100", of_memory.memory_section),
+    "sharded": ("6.6 billion parameters on eight H100", of_sharding.sharded_section),
     "devices": ("GPTs on 128 H100", of_memory.devices_section),
     "cards": ("65 billion parameters on eight cards of 24 GiB", of_memory.cards_section),
     "training": ("Training", of_training.training_section),

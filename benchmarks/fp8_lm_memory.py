@@ -176,8 +176,7 @@ def devices_section(
         f"128 H100, the same layout for every row: tensor parallel {LAYOUT.model}, fully sharded "
         f"{LAYOUT.data}, activations between layers divided by rows and tokens; micro-batch "
         f"{batch} x 2048 on each of the {LAYOUT.data}, Adam, scan with remat, state donated. GiB "
-        "on each device. The paper's claim is 29% to 39% less than bf16. Under a mesh XLA divides "
-        "operands by itself, and precir's Triton kernels are not used."
+        "on each device. The paper's claim is 29% to 39% less than bf16."
     )
     done: list[str] = []
     for model in models:

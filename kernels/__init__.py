@@ -26,6 +26,7 @@ from precir.kernels.delayed import (
     record_amax,
 )
 from precir.kernels.dequantize import dequantize
+from precir.kernels.lookup import lookup
 from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.norm_quantize import (
     Normalised,
@@ -46,6 +47,7 @@ from precir.kernels.rows import put_row, row
 from precir.kernels.scaled_dot import scaled_dot
 from precir.kernels.scales import amax_scale, bounded, rescale, rms_scale, scale_root
 from precir.kernels.stochastic import quantize_stochastic
+from precir.kernels.tap import tap
 from precir.kernels.writing import Written
 from precir.scaled import ScaledArray
 
@@ -71,6 +73,7 @@ __all__ = [
     "delayed_scale",
     "dequantize",
     "finite_amax",
+    "lookup",
     "merge_stats",
     "next_loss_scale",
     "norm_gradients",
@@ -90,5 +93,6 @@ __all__ = [
     "row",
     "scale_root",
     "scaled_dot",
+    "tap",
     "turned_back",
 ]

@@ -11,6 +11,8 @@ from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from precir.formats import E4M3, E5M2, E8M0FNU
+from precir.kernels import cuts
+from precir.kernels.divided import Parts
 from precir.kernels.launch import fp8_gpu, launch, result
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.kernels.quantize_cuda import merged, warps
@@ -105,5 +107,9 @@ def _batch(operands: tuple[Array, ...], dims: Dims, **params: Any) -> tuple[Resu
 
 
 dequantize_p = kernel_primitive(
-    "precir_dequantize", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_dequantize",
+    _reference,
+    platforms={"cuda": _on_cuda},
+    batch=_batch,
+    parts=Parts(cuts.with_scales, lambda _, *operands, **params: _on_cuda(*operands, **params)),
 )

@@ -24,6 +24,8 @@ from jax import numpy as jnp
 from jax.interpreters import ad
 
 from precir.formats import format_of
+from precir.kernels import cuts
+from precir.kernels.divided import Parts, Split, collectives
 from precir.kernels.launch import fp8_gpu, launch, result
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 
@@ -198,8 +200,28 @@ def _jvp(primals: tuple[Array], _: Any, **params: Any) -> tuple[Results, list[An
     return stats, [ad.Zero(jax.typeof(s).to_tangent_aval()) for s in stats]
 
 
+def _of_one_device(split: Split, x: Array, **params: Any) -> Results:
+    """As `merge_stats` has it, of all devices at once."""
+    (stats,) = _on_cuda(x, **params)
+    if not split.agreed:
+        return (stats,)
+    large, small, sums, counts = jnp.split(stats, (1, 2, 4), axis=-1)
+    small = collectives.pmin(jnp.where(small == 0, _ABSOLUTE, small), split.agreed)
+    merged = [
+        collectives.pmax(large, split.agreed),
+        jnp.where(small == _ABSOLUTE, 0, small),
+        _bits(collectives.psum(_floats(sums), split.agreed)),
+        collectives.psum(counts, split.agreed),
+    ]
+    return (jnp.concatenate(merged, -1),)
+
+
 observe_p = kernel_primitive(
-    "precir_observe", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_observe",
+    _reference,
+    platforms={"cuda": _on_cuda},
+    batch=_batch,
+    parts=Parts(cuts.statistics, _of_one_device),
 )
 ad.primitive_jvps[observe_p] = _jvp
 

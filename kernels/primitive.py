@@ -11,7 +11,10 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from precir.errors import DerivativeError
-from precir.kernels.launch import lowering_for
+from precir.kernels.divided import Parts, can_divide, lower_divided
+from precir.kernels.launch import fp8_gpu, lowering_for
+
+_parts: dict[Any, Parts | None] = {}
 
 Results = tuple[jax.Array, ...]
 Dims = tuple[int | None, ...]
@@ -23,14 +26,16 @@ def kernel_primitive(
     *,
     platforms: Mapping[str, Callable[..., Results]],
     batch: Callable[..., tuple[Results, Dims]],
+    parts: Parts | None = None,
 ) -> Any:
     """A primitive with several results, lowered as ``reference`` or as its ``platforms`` entry.
 
     These are plain JAX functions of the primitive's operands (arrays) and its parameters
     (keywords, hashable), and all return arrays of the same shapes and dtypes; the keys are JAX's
     platform names, "cpu" or "cuda". ``batch`` is the batching rule: from operands, their batch
-    dimensions and the parameters to the results and their batch dimensions. A derivative raises
-    ``DerivativeError``.
+    dimensions and the parameters to the results and their batch dimensions. ``parts`` says how the
+    work is divided where XLA divides the program for such a platform among devices; without it,
+    the reference is divided. A derivative raises ``DerivativeError``.
     """
     primitive: Any = Primitive(name)
     primitive.multiple_results = True
@@ -57,23 +62,33 @@ def kernel_primitive(
             fix="differentiate the wide function, or give the quantised one a jax.custom_vjp",
         )
 
+    _parts[primitive] = parts
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(evaluate)
     mlir.register_lowering(primitive, mlir.lower_fun(reference, multiple_results=True))
     for platform, function in platforms.items():
-        mlir.register_lowering(primitive, _rule(function), platform=platform)
+        mlir.register_lowering(primitive, _rule(function, parts), platform=platform)
     batching.primitive_batchers[primitive] = batch
     ad.primitive_jvps[primitive] = refuse
     return primitive
 
 
-def _rule(function: Callable[..., Results]) -> Callable[..., Any]:
+def parts_of(primitive: Any) -> Parts | None:
+    """How a kernel primitive is divided; None where it is not."""
+    return _parts[primitive]
+
+
+def _rule(function: Callable[..., Results], parts: Parts | None) -> Callable[..., Any]:
     lower = mlir.lower_fun(function, multiple_results=True)
 
     def rule(context: Any, *operands: Any, **params: Any) -> Any:
         module = context.module_context
-        # XLA partitions no kernel of ours: each device would get, and compute, all of it.
-        platforms = () if _partitioned(module.axis_context) else tuple(module.platforms)
+        platforms = tuple(module.platforms)
+        if _partitioned(module.axis_context):
+            with lowering_for(platforms):
+                if parts is not None and fp8_gpu() and can_divide(context):
+                    return lower_divided(parts, context, *operands, **params)
+            platforms = ()  # of a kernel, each device would get and compute all
         with lowering_for(platforms):
             return lower(context, *operands, **params)
 

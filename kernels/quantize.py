@@ -16,8 +16,8 @@ Special values, whatever the format, the block and the origin of the scale:
   format's range saturates.
 
 On NVIDIA GPUs from Ada on, FP8 is made by Triton kernels: the same bits, subnormals of float32
-read as zero. Where XLA divides a tensor among devices, and for blocks that no kernel has (see
-`precir.kernels.quantize_cuda`), it is XLA's code.
+read as zero. For blocks that no kernel has (see `precir.kernels.quantize_cuda`) it is XLA's code.
+Where XLA divides a tensor among devices, each quantises what it has, to the same bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
 from precir.formats import BF16, E4M3, E5M2, E8M0FNU, F16, F32, Format, format_of, is_power_of_two
-from precir.kernels import quantize_cuda
+from precir.kernels import cuts, quantize_cuda
+from precir.kernels.divided import Parts, Split, collectives
 from precir.kernels.powers import power_of_two_scale
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray, full_block, spread
@@ -120,9 +121,18 @@ def quantize_reference(
 
 
 def quantize_p_reference(
-    x: Array, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
+    x: Array,
+    *,
+    dtype: np.dtype[Any],
+    batch_ndim: int,
+    block: tuple[int, ...],
+    scales: Any,
+    across: tuple[str, ...] = (),
 ) -> tuple[Array, Array]:
-    scale = _own_scale(x, dtype, batch_ndim, block)
+    """With ``across``, ``x`` is what a device has of a tensor, and these are the device axes that
+    its scales reach across.
+    """
+    scale = _own_scale(x, dtype, batch_ndim, block, across)
     # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
     scaled = lax.convert_element_type(x, np.float32) * spread(1 / scale, x.shape, block)
     return lax.convert_element_type(scaled, dtype), lax.convert_element_type(scale, scales)
@@ -133,7 +143,13 @@ def own_scale(x: Array, dtype: np.dtype[Any], *, block: tuple[int, ...], scales:
     return lax.convert_element_type(_own_scale(x, dtype, 0, block), scales)
 
 
-def _own_scale(x: Array, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...]) -> Array:
+def _own_scale(
+    x: Array,
+    dtype: np.dtype[Any],
+    batch_ndim: int,
+    block: tuple[int, ...],
+    across: tuple[str, ...] = (),
+) -> Array:
     wide = lax.convert_element_type(x, np.float32)
     # Taken in the 16 bits of x where it has 16: else XLA:GPU stores a float32 copy of a weight.
     magnitude = lax.abs(x if x.dtype.itemsize < 4 else wide)
@@ -143,7 +159,8 @@ def _own_scale(x: Array, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int
         amax = _largest_of_blocks(finite, block)
     else:
         amax = lax.reduce_max(finite, tuple(range(batch_ndim, x.ndim)))
-    return power_of_two_scale(lax.convert_element_type(amax, np.float32), dtype)
+    wide_amax = lax.convert_element_type(amax, np.float32)
+    return power_of_two_scale(collectives.pmax(wide_amax, across) if across else wide_amax, dtype)
 
 
 def _largest_of_blocks(finite: Array, block: tuple[int, ...]) -> Array:
@@ -185,11 +202,25 @@ def _on_cuda(x: Array, **params: Any) -> Results:
     code for what no kernel serves.
     """
     found = quantize_cuda.quantized(x, **params)
-    return found if found is not None else quantize_p_reference(x, **params)
+    return found if found is not None else quantize_p_reference(quantize_cuda.pinned(x), **params)
+
+
+def _of_one_device(split: Split, x: Array, **params: Any) -> Results:
+    """What a device has of ``x``, under scales that may reach over what others have."""
+    if not split.agreed:
+        return _on_cuda(x, **params)
+    found = quantize_cuda.quantized_across(x, split.agreed, **params)
+    if found is not None:
+        return found
+    return quantize_p_reference(quantize_cuda.pinned(x), across=split.agreed, **params)
 
 
 quantize_p = kernel_primitive(
-    "precir_quantize", quantize_p_reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_quantize",
+    quantize_p_reference,
+    platforms={"cuda": _on_cuda},
+    batch=_batch,
+    parts=Parts(cuts.own_scales, _of_one_device),
 )
 
 
@@ -227,6 +258,9 @@ quantize_given_p = kernel_primitive(
     quantize_given_reference,
     platforms={"cuda": _given_on_cuda},
     batch=_batch_given,
+    parts=Parts(
+        cuts.given_scale, lambda _, *operands, **params: _given_on_cuda(*operands, **params)
+    ),
 )
 
 

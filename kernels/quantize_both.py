@@ -17,8 +17,9 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.formats import F32, Format
-from precir.kernels import quantize_cuda
+from precir.kernels import cuts, quantize_cuda
 from precir.kernels.delayed import finite_amax
+from precir.kernels.divided import Parts, Split, collectives
 from precir.kernels.launch import launch, result
 from precir.kernels.powers import power_of_two_carry
 from precir.kernels.primitive import Dims, Results, kernel_primitive
@@ -318,8 +319,17 @@ def _batch_both_given(
     return results, (0,) * len(results)
 
 
+def _amax_of_one_device(split: Split, *operands: Array, **params: Any) -> Results:
+    data, amax = _amax_on_cuda(*operands, **params)
+    return data, collectives.pmax(amax, split.agreed) if split.agreed else amax
+
+
 quantize_amax_p = kernel_primitive(
-    "precir_quantize_amax", _amax_reference, platforms={"cuda": _amax_on_cuda}, batch=_batch_amax
+    "precir_quantize_amax",
+    _amax_reference,
+    platforms={"cuda": _amax_on_cuda},
+    batch=_batch_amax,
+    parts=Parts(cuts.given_scale_and_amax, _amax_of_one_device),
 )
 quantize_both_given_p = kernel_primitive(
     "precir_quantize_both_given",

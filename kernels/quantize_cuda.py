@@ -11,8 +11,10 @@ from typing import Any, Final
 import numpy as np
 from jax import Array, lax
 from jax import numpy as jnp
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from precir.formats import E4M3, E5M2, F32, format_of
+from precir.kernels.divided import collectives
 from precir.kernels.launch import fp8_gpu, launch, result
 from precir.kernels.powers import power_of_two_carry
 from precir.scaled import full_block, scale_shape
@@ -23,6 +25,7 @@ LONGEST: Final = 16384  # elements at most under one scale, where a program hold
 ELEMENTS: Final = 4096  # that a program holds where groups are shorter
 COLUMNS: Final = 64  # side by side, where each has scales down its rows
 
+_with_layout: Any = with_layout_constraint  # JAX's own is not typed
 _TAKEN: Final = frozenset({"float16", "bfloat16", "float32"})
 
 
@@ -52,6 +55,27 @@ def quantized(
         return None
     data, scale = found
     return data.reshape(x.shape), as_scales(scale, scales).reshape(scale_shape(x.shape, block))
+
+
+def quantized_across(
+    x: Array,
+    across: tuple[str, ...],
+    *,
+    dtype: np.dtype[Any],
+    batch_ndim: int,
+    block: tuple[int, ...],
+    scales: Any,
+) -> tuple[Array, Array] | None:
+    """The same of what a device has of a tensor, under one scale for what lies across these device
+    axes; no kernel serves blocks.
+    """
+    if block or not serves(x, dtype):
+        return None
+    shape = x.shape[:batch_ndim]
+    rows = x.reshape(math.prod(shape), -1)
+    parts = collectives.pmax(jnp.max(amax_parts(rows), axis=1, keepdims=True), across)
+    data, scale = under_largest(rows, parts, dtype)
+    return data.reshape(x.shape), lax.convert_element_type(scale.reshape(shape), scales)
 
 
 def quantized_given(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Array | None:
@@ -119,6 +143,13 @@ def serves(x: Array, dtype: np.dtype[Any]) -> bool:
     return x.size > 0 and x.dtype.name in _TAKEN and format_of(dtype) in (E4M3, E5M2) and fp8_gpu()
 
 
+def pinned(x: Array) -> Array:
+    """``x`` laid out as a kernel would read it, on a GPU that has them: else XLA may keep a whole
+    stack of weights transposed, for what it makes of one.
+    """
+    return _with_layout(x, Layout(tuple(range(x.ndim)))) if fp8_gpu() else x
+
+
 def power(n: int) -> int:
     """The smallest power of two that is not below ``n``."""
     return 1 << (n - 1).bit_length()
@@ -139,9 +170,16 @@ def _one_scale_a_row(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     if n <= LONGEST:  # one read, and one launch
         data, scale = _groups(x, n, dtype, np.dtype(np.float32))
         return data, scale.reshape(rows)
+    return under_largest(x, amax_parts(x), dtype)
+
+
+def under_largest(x: Array, parts: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+    """Each row of ``x`` [rows, n] under the scale of the largest of its ``parts``, as
+    `amax_parts` has them: data, and float32[rows].
+    """
     from precir.kernels.triton.quantize_current import quantize_current
 
-    parts = amax_parts(x)
+    rows, n = x.shape
     data, scale = launch(
         quantize_current,
         [x, parts],

@@ -18,6 +18,8 @@ from jax.typing import ArrayLike, DTypeLike
 
 from precir.errors import PrecirError
 from precir.formats import BF16, E4M3, E5M2, F16, F32, Format
+from precir.kernels import scaled_dot_parts
+from precir.kernels.divided import Parts
 from precir.kernels.epilogue import ACTIVATIONS, PLAIN, Epilogue, finished
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.kernels.quantize import checked_scale
@@ -233,7 +235,11 @@ def _shifted(axes: Axes) -> Axes:
 
 
 scaled_dot_p = kernel_primitive(
-    "precir_scaled_dot", _reference, platforms={"cuda": on_cuda}, batch=_batch
+    "precir_scaled_dot",
+    _reference,
+    platforms={"cuda": on_cuda},
+    batch=_batch,
+    parts=Parts(scaled_dot_parts.rule, scaled_dot_parts.of_one_device),
 )
 
 

@@ -10,9 +10,16 @@ from precir.ir import BACKWARD, UPDATE, Graph, Literal, Node, Operand, Value
 from precir.ops import Keeps, op_named
 from precir.passes.facts import Facts
 from precir.passes.fitting import misfit, unfit
-from precir.passes.grains import Grain, data_of, grain, moves_or_casts, updated_inputs
+from precir.passes.grains import (
+    Grain,
+    data_of,
+    grain,
+    moves_or_casts,
+    stored_inputs,
+    updated_inputs,
+)
 from precir.passes.products import Tail, find_tail
-from precir.recipe import KEEP, TRUE, Recipe
+from precir.recipe import KEEP, TRUE, Chosen, Recipe
 
 _BITS = {"float64": 64, "float32": 32, "bfloat16": 16, "float16": 16}
 
@@ -60,9 +67,11 @@ def assign_formats(
     recipe: Recipe,
     facts: Facts | None = None,
     seen: Mapping[Value, Stats] | None = None,
+    chosen: Mapping[Node, Chosen] | None = None,
 ) -> Assignment:
     """The formats a recipe asks for, from op classes, phases and overrides; what is known not to
-    fit a format, or was seen not to (`precir.passes.fitting`), does not get it.
+    fit a format, or was seen not to (`precir.passes.fitting`), does not get it. A node that is
+    `chosen` a format gets that instead.
 
     Arguments and results of the program keep their dtypes.
     """
@@ -71,7 +80,8 @@ def assign_formats(
         _Walk(recipe, assignment, Tail()).note_products(graph)
         return assignment
     walk = _Walk(recipe, assignment, find_tail(graph), facts, seen)
-    updated = updated_inputs(graph)
+    walk.chosen = chosen or {}
+    updated = updated_inputs(graph) | stored_inputs(graph)
     walk.knows_weights = bool(updated)
     weights = [v in updated or not updated for v in graph.inputs]
     soft = [True] * len(graph.inputs)
@@ -96,7 +106,9 @@ class _Walk:
         self.soft: set[Value] = set()  # float32 only because it was given so
         self.gradients: set[Value] = set()
         self.weights: set[Value] = set()  # given to the program, and at most moved or cast
+        self.counted: set[Value] = set()  # scalars made of whole numbers and constants alone
         self.in_scan = False
+        self.chosen: Mapping[Node, Chosen] = {}
         self.knows_weights = True  # from the update; else data counts as one till a product tells
 
     def inputs(
@@ -157,6 +169,9 @@ class _Walk:
             self.uniform(node, keeps)
             return
         override = self.recipe.override(node.scope)
+        pick = self.chosen.get(node) if override is None else None
+        if keeps is Keeps.MOVE and node.op != "gather":
+            pick = None
         if keeps is Keeps.RESCALE:
             self.rescale(node)
         elif keeps is Keeps.OWN:
@@ -167,6 +182,8 @@ class _Walk:
             elif node.op == "dequantize" and node.inputs[0] in self.soft:
                 self.soft.update(node.outputs)
             self.settle(node, None)
+        elif pick is not None:
+            self.settle(node, pick.dtype)
         elif keeps is Keeps.MOVE:
             self.move(node)
         elif override is not None:
@@ -236,8 +253,13 @@ class _Walk:
             self.settle(node, self.recipe.compute if floats else None)
 
     def uniform(self, node: Node, keeps: Keeps) -> None:
-        """Mode "true": everything in one dtype but what keeps its own."""
-        if node.op == "convert_element_type" and _is_wide(node.outputs[0].type.dtype):
+        """Mode "true": everything in one dtype but what keeps its own, and what no array went into:
+        a program traced with its arrays in that dtype has those scalars in float32 too.
+        """
+        if self._counts(node):
+            self.counted.update(node.outputs)
+            self.settle(node, None)
+        elif node.op == "convert_element_type" and _is_wide(node.outputs[0].type.dtype):
             dtype = self.fitting(node, self.recipe.compute)
             for value in node.outputs:
                 if value.type.dtype != dtype:
@@ -249,6 +271,15 @@ class _Walk:
             self.settle(node, None)
         else:
             self.settle(node, self.recipe.override(node.scope) or self.recipe.compute)
+
+    def _counts(self, node: Node) -> bool:
+        """Whether it makes scalars of whole numbers and constants: a step size, Adam's 1 - b2^t."""
+        if _BITS.get(self.recipe.compute, 32) >= 32 or self.recipe.override(node.scope) is not None:
+            return False
+        return not any(v.type.rank for v in node.outputs) and all(
+            isinstance(o, Literal) or not _is_float(o.type.dtype) or o in self.counted
+            for o in node.inputs
+        )
 
     # -- products ------------------------------------------------------------------------------
 
@@ -279,8 +310,8 @@ class _Walk:
         self.assignment.compute[node] = dtype
         if result != traced:
             self.assignment.result[node.outputs[0]] = result
-        operands = self._formats(a, b) if low else (dtype, dtype)
-        if low and a in self.gradients and b in self.gradients:
+        operands = self._formats(node) if low else (dtype, dtype)
+        if low and a in self.gradients and b in self.gradients and node not in self.chosen:
             reason = "both operands are gradients, and E5M2 x E5M2 has no hardware path"
         if not self.knows_weights and a in self.weights and b in self.weights:
             self.weights.discard(data_of(node))
@@ -288,7 +319,8 @@ class _Walk:
         self.assignment.products.append(Product(node, low, operands, result, reason, grains))
 
     def _grain(self, node: Node, i: int) -> Grain:
-        recipe, operand = self.recipe, node.inputs[i]
+        pick, operand = self.chosen.get(node), node.inputs[i]
+        recipe = self.recipe if pick is None else pick.like(self.recipe)
         if operand in self.gradients:
             return grain(node, i, recipe.gradient_scales)
         given = operand in self.weights
@@ -298,6 +330,9 @@ class _Walk:
         recipe = self.recipe
         if override is not None:
             return False, override, f"{override} by override at {node.scope}"
+        pick = self.chosen.get(node)
+        if pick is not None:
+            return pick.low, recipe.compute if pick.low else pick.format, pick.why or "chosen"
         if recipe.mode == KEEP:
             return False, None, f"recipe {recipe.name} changes nothing"
         if recipe.mode == TRUE:
@@ -317,8 +352,10 @@ class _Walk:
             return False, recipe.last_product, reason
         return True, recipe.compute, f"recipe {recipe.name}"
 
-    def _formats(self, a: Operand, b: Operand) -> tuple[str, str]:
-        forward, gradient = self.recipe.forward, self.recipe.gradient
+    def _formats(self, node: Node) -> tuple[str, str]:
+        (a, b), pick = node.inputs, self.chosen.get(node)
+        recipe = self.recipe if pick is None else pick.like(self.recipe)
+        forward, gradient = recipe.forward, recipe.gradient
         assert forward is not None
         assert gradient is not None
         first = gradient if a in self.gradients else forward

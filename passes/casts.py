@@ -101,6 +101,8 @@ class _Rewriter:
             scaling = self.recipe.scaling
             if scaling == "propagated":
                 scaling = "unit"  # its scale is with the data's
+            if scaling == "static" and grain.scale is None:
+                scaling = "current"  # of what is stored already
             params = grain.params(dtype, scaling)
             inputs = [source]
             if grain.scale is not None:

@@ -75,6 +75,11 @@ def updated_inputs(graph: Graph) -> set[Value]:
     return {v for v in graph.inputs if v in read}
 
 
+def stored_inputs(graph: Graph) -> set[Value]:
+    """The weights among the inputs of a model whose weights are stored in 8 bits."""
+    return {v for v in graph.inputs if v.type.scale is not None and "float8" in v.type.dtype}
+
+
 def data_of(node: Node) -> Operand:
     """Which operand of a product of two of a program's inputs is the data: that of more axes,
     for weights have none for examples; of as many, the first, as in `x @ w`.

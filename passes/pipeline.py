@@ -15,6 +15,7 @@ from precir.ir import Graph, Value
 from precir.kernels.loss_scale import FIRST_LOSS_SCALE
 from precir.passes.assign import Assignment, assign_formats
 from precir.passes.casts import insert_casts
+from precir.passes.chosen import find_chosen
 from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
 from precir.passes.gradients import narrow_gradients
@@ -27,6 +28,7 @@ from precir.passes.scales import BAND, WIDE_BAND, Options, propagate_scales
 from precir.passes.simplify import drop_dead, simplify
 from precir.passes.static import add_static_scales
 from precir.passes.storage import Stored, insert_storage
+from precir.passes.stored import EIGHT, use_stored
 from precir.passes.update import Update, fuse_updates
 from precir.recipe import KEEP, Recipe
 from precir.verify import verify
@@ -116,6 +118,8 @@ def _facts(state: State) -> State:
             )
         return replace(state, facts=infer_facts(state.graph, state.given), seen=seen)
     facts = infer_facts(state.graph, state.given)
+    if state.recipe.chosen:  # by names of this graph
+        return replace(state, facts=facts)
     folded = fold_proved(state.graph, facts)
     if folded is not state.graph:
         facts = infer_facts(folded, state.given)
@@ -139,7 +143,8 @@ def _scales(state: State) -> State:
 
 
 def _assign(state: State) -> State:
-    made = assign_formats(state.graph, state.recipe, state.facts, state.seen)
+    chosen = find_chosen(state.graph, state.recipe.chosen)
+    made = assign_formats(state.graph, state.recipe, state.facts, state.seen, chosen)
     if state.recipe.scaling == "static":
         name = state.recipe.name
         made.products = add_static_scales(state.graph, made.products, state.seen, state.facts, name)
@@ -151,6 +156,14 @@ def _casts(state: State) -> State:
     if state.recipe.scaling == "propagated":
         graph = drop_dead(graph)  # what is read in the format it was stored in alone
     return replace(state, graph=graph)
+
+
+def _stored(state: State) -> State:
+    """Where scales propagate, what is stored has entered as data under its scale already."""
+    eight = any(kind.dtype in EIGHT for kind in state.stored.inputs.values())
+    if not eight or state.recipe.scaling == "propagated":
+        return state
+    return replace(state, graph=use_stored(state.graph))
 
 
 def _residuals(state: State) -> State:
@@ -190,6 +203,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("scales", _scales),
     ("assign", _assign),
     ("casts", _casts),
+    ("stored", _stored),
     ("residuals", _residuals),
     ("delayed", _delayed),
     ("update", _update),

@@ -33,7 +33,8 @@ def add_static_scales(
     recipe: str,
 ) -> list[Product]:
     """The products with a scale for each 8-bit operand: `MARGIN` times the smallest power of two
-    under which what was seen of it does not overflow; 1 if nothing but zeros was.
+    under which what was seen of it does not overflow; 1 if nothing but zeros was. What is read
+    from storage has scales already, and none is given to it here.
 
     Raises `RecipeError` for the first operand of which nothing was seen.
     """
@@ -53,6 +54,8 @@ def add_static_scales(
 def _grain(found: _Seen, product: Product, i: int, observed: bool, recipe: str) -> Grain:
     node, format = product.node, product.operands[i]
     operand = node.inputs[i]
+    if found.is_stored(operand):
+        return product.grains[i]
     amax = found.amax(operand)
     if amax is None:
         what = f" of operand {i + 1} of {node.op}" if observed else ""
@@ -93,6 +96,19 @@ class _Seen:
                 return None
         return amax
 
+    def is_stored(self, operand: Operand) -> bool:
+        """Whether it is read from storage, and only moved or cast."""
+        waiting, visited = [operand], set[Operand]()
+        while waiting:
+            value = waiting.pop()
+            if value in visited or (isinstance(value, Value) and _widened(value)):
+                continue
+            visited.add(value)
+            if not isinstance(value, Value) or value not in self.sources:
+                return False
+            waiting.extend(self.sources[value])
+        return True
+
     def _known(self, operand: Operand) -> float | None:
         if isinstance(operand, Literal):
             return None if isinstance(operand.value, complex) else abs(float(operand.value))
@@ -108,6 +124,10 @@ class _Seen:
     def _trace(self, node: Node) -> None:
         for value, source in _sources(node):
             self.sources.setdefault(value, []).append(source)
+
+
+def _widened(value: Value) -> bool:
+    return value.node is not None and value.node.op == "dequantize"
 
 
 def _sources(node: Node) -> Iterator[tuple[Value, Operand]]:

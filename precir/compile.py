@@ -14,7 +14,7 @@ import jax
 
 from precir.check.arguments import given_facts
 from precir.emit.load import save as save_module
-from precir.errors import PrecirError
+from precir.errors import PrecirError, RecipeError
 from precir.packed import PLAIN, Layout, stripped, unpacked
 from precir.program import Program, closed_jaxpr, make_program, replay
 from precir.recipe import Recipe
@@ -412,7 +412,7 @@ class _naming_user_lines:
 def compile(
     fn: Callable[..., Any] | None = None,
     *,
-    recipe: str | Recipe = "float32",
+    recipe: str | Path | Recipe = "float32",
     static_argnums: int | Sequence[int] | None = None,
     static_argnames: str | Iterable[str] | None = None,
     donate_argnums: int | Sequence[int] | None = None,
@@ -422,6 +422,8 @@ def compile(
     keep_unused: bool = False,
     ranges: Any = None,
     stats: Any = None,
+    tolerance: float | None = None,
+    target: Any = None,
 ) -> Any:
     """Compile a JAX function, a model or a whole train step, in the precision of a recipe.
 
@@ -431,7 +433,9 @@ def compile(
 
     Args:
       fn: the function; leave it out to use `compile(recipe=...)` as a decorator.
-      recipe: a name ("float32" changes nothing) or a `Recipe`.
+      recipe: a name ("float32" changes nothing), a `Recipe`, a file that one was saved to, or
+        "auto": the formats that cost least within `tolerance` on `target`, chosen by the numbers
+        of the first call as `precir.choose` does, and kept; see `.choice` after it.
       static_argnums, static_argnames, donate_argnums, donate_argnames, in_shardings,
         out_shardings, keep_unused: as in `jax.jit`.
       ranges: what is known of the arguments' numbers, as in `precir.check`: one entry for each
@@ -439,13 +443,22 @@ def compile(
         function from an array's path to one, or None. Formats that these rule out are not given.
       stats: what `precir.observe` saw of the same function under recipe "float32": a tensor that
         was seen past a format's limits, or mostly below them, does not get it.
+      tolerance, target: of recipe "auto" alone, as in `precir.choose`: the error to accept (0.01)
+        and the card whose time to save ("h100").
 
     Raises:
-      RecipeError: the recipe is unknown.
+      RecipeError: the recipe is unknown, or not "auto" and given a tolerance or target.
+      ChooseError: at the first call under "auto", when there is nothing to choose by.
       RangesError: at the first call, ranges that do not fit the arguments.
       TypeError, ValueError: whatever `jax.jit` raises for the same arguments.
     """
-    found = find_recipe(recipe)
+    automatic = recipe == "auto"
+    if not automatic and (tolerance is not None or target is not None):
+        raise RecipeError(
+            'a tolerance and a target are what recipe "auto" chooses by',
+            fix='recipe="auto", or leave them out',
+        )
+    found: str | Recipe = "auto" if automatic else find_recipe(recipe)
     given = {
         "static_argnums": static_argnums,
         "static_argnames": static_argnames,
@@ -457,9 +470,18 @@ def compile(
     }
     options = {k: v for k, v in given.items() if v is not None}
     if fn is None:
-        return lambda f: compile(f, recipe=found, ranges=ranges, stats=stats, **options)
+        return lambda f: compile(
+            f, recipe=found, ranges=ranges, stats=stats, tolerance=tolerance, target=target,
+            **options,
+        )  # fmt: skip
     if not callable(fn):
         raise TypeError(f"precir.compile takes a function, not {type(fn).__name__}")
     if isinstance(fn, Compiled):
         fn = fn._fn
+    if isinstance(found, str):
+        from precir.auto.choose import TOLERANCE
+        from precir.auto.compiled import Automatic
+
+        tolerance = TOLERANCE if tolerance is None else tolerance
+        return Automatic(fn, options, ranges, tolerance, target or "h100")
     return Compiled(fn, found, options, ranges, stats)

@@ -69,7 +69,7 @@ def observe(
     compiled = fn if isinstance(fn, Compiled) else compile(fn)
     runners: dict[int, Runner] = {}
     count = 0
-    for args, answer in _threaded(batches):
+    for args, answer in threaded(batches):
         count += 1
         program = compiled.program(*args)
         if program.state or program.state.at is not None:
@@ -98,7 +98,7 @@ _DRAINED = 2**29  # elements after which counts leave the device, where they are
 Threaded = Iterator[tuple[tuple[Any, ...], Callable[[Any], None] | None]]
 
 
-def _threaded(batches: Iterable[tuple[Any, ...]]) -> Threaded:
+def threaded(batches: Iterable[tuple[Any, ...]]) -> Threaded:
     """Each tuple of arguments, and how to answer it if somebody is there to be answered."""
     if not isinstance(batches, Generator):
         for args in batches:
@@ -123,7 +123,7 @@ class Runner:
         self.program, self.detail = program, detail
         self.per_iteration = per_iteration
         graph, self.observed = observe_values(program.graph, detail, per_iteration=per_iteration)
-        self.main = _emitted(program, graph)
+        self.main = emitted_with(program, graph)
         self.groups = _groups(self.observed)
         self.seen: list[jax.Array] | None = None
         self._since = 0  # batches in `seen`
@@ -263,7 +263,7 @@ def instrument(
 ) -> Instrumented:
     """Emit and load `program`, or another graph of it, with more results."""
     exposing, exposed = expose(program.graph if graph is None else graph, chosen, probe)
-    main = _emitted(program, exposing)
+    main = emitted_with(program, exposing)
 
     def call(*args: Any, **kwargs: Any) -> tuple[Any, list[jax.Array]]:
         out, more = main(*args, **kwargs)
@@ -272,7 +272,7 @@ def instrument(
     return Instrumented(exposing, exposed, call)
 
 
-def _emitted(program: Program, graph: Graph) -> Callable[..., tuple[Any, list[jax.Array]]]:
+def emitted_with(program: Program, graph: Graph) -> Callable[..., tuple[Any, list[jax.Array]]]:
     """`graph`, which is `program`'s with more results, as a function that returns the program's
     result and the list of the others.
     """

@@ -70,6 +70,11 @@ class Program:
         """The program as it is emitted."""
         return self.stages[-1].graph
 
+    @property
+    def leaves(self) -> int:
+        """How many inputs of the program are its arguments: captured values follow them."""
+        return sum(p.tree.num_leaves for p in self.signature.parameters)
+
     @cached_property
     def emitted(self) -> Emitted:
         graph = self.state.inside(self.graph, self.signature)

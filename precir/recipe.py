@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any
 
 from precir.errors import RecipeError
+from precir.recipe_file import SUFFIX, load_recipe, save_recipe
 
 KEEP, MIXED, TRUE = "keep", "mixed", "true"
 
@@ -18,6 +20,41 @@ class Override:
 
     scope: str
     keep: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The format of one op, whatever its class.
+
+    Attributes:
+      at: its name as `precir.observe` names what it makes; `*` stands for a number.
+      format: "float32", "bfloat16", and for products "fp8" (as recipe `fp8`) or "fp8-block".
+      why: in a few words.
+    """
+
+    at: str
+    format: str
+    why: str = ""
+
+    def __post_init__(self) -> None:
+        _among("format", self.format, ("float32", "bfloat16", *_LOW))
+
+    @property
+    def low(self) -> bool:
+        """Whether it is an 8-bit one."""
+        return self.format in _LOW
+
+    @property
+    def dtype(self) -> str:
+        """What an op that multiplies nothing computes in."""
+        return "bfloat16" if self.low else self.format
+
+    def like(self, recipe: Recipe) -> Recipe:
+        """The recipe by which an 8-bit product runs: the one of that name, or the one given."""
+        return RECIPES[self.format] if self.low else recipe
+
+
+_LOW = ("fp8", "fp8-block")
 
 
 @dataclass(frozen=True)
@@ -61,7 +98,8 @@ class Recipe:
         class of operand: "tensor", "row" (all that one element of the product sums over),
         "1x128" and "128x128" (blocks of the axis that is summed over, and of both axes:
         DeepSeek-V3, arXiv 2412.19437), or "mx" (32 of the axis that is summed over, scales in
-        E8M0: OCP MX 1.0).
+        E8M0: OCP MX 1.0). Under static scaling, `weight_scales` is for weights that are stored in
+        8 bits, whose scales are stored with them; any other operand has one for the tensor.
       history: how many steps delayed scaling looks back.
       state: format in which weights and moments live between steps, as `ScaledArray`s; None
         leaves them as they are.
@@ -77,6 +115,7 @@ class Recipe:
       kernels: "fused" computes and quantises in one kernel where that is expected to take less
         time (`precir.passes.kernels`); "plain" never does.
       overrides: exceptions by scope; the last that matches wins.
+      chosen: exceptions by op, as `precir.choose` makes them.
     """
 
     name: str
@@ -100,6 +139,7 @@ class Recipe:
     update: str = "plain"
     kernels: str = "fused"
     overrides: tuple[Override, ...] = ()
+    chosen: tuple[Chosen, ...] = ()
 
     def __post_init__(self) -> None:
         _among("mode", self.mode, (KEEP, MIXED, TRUE))
@@ -110,7 +150,9 @@ class Recipe:
         _among("kernels", self.kernels, ("fused", "plain"))
         for field in ("activation_scales", "weight_scales", "gradient_scales"):
             _among(field, getattr(self, field), _REACHES)
-        reaches = {self.activation_scales, self.weight_scales, self.gradient_scales}
+        reaches = {self.activation_scales, self.gradient_scales}
+        if self.scaling != "static":  # of which stored weights need none: theirs go with them
+            reaches.add(self.weight_scales)
         if self.scaling != "current" and reaches != {"tensor"}:
             raise RecipeError(
                 f"{self.scaling} scaling has one scale for each tensor, not for each "
@@ -177,6 +219,10 @@ class Recipe:
         """A copy in which nodes whose scope matches the glob `scope` compute in `keep`."""
         return replace(self, overrides=(*self.overrides, Override(scope, keep)))
 
+    def save(self, path: str | Path) -> None:
+        """Write it to a `.json` file that a person can edit; `precir.recipe(path)` reads it."""
+        save_recipe(self, path)
+
     def override(self, scope: str) -> str | None:
         """The dtype that an override asks for at a scope, if one does."""
         for o in reversed(self.overrides):
@@ -234,6 +280,8 @@ RECIPES: dict[str, Recipe] = {
         _FP8,
         replace(_FP8, name="fp8-delayed", scaling="delayed"),
         replace(_FP8, name="fp8-static", scaling="static"),
+        # What `precir.quantize_model` takes: no state, no gradient, nothing measured on the way.
+        replace(_FP8, name="fp8-inference", scaling="static", weight_scales="row"),
         # E4M3 for gradients too, as torchao's and Transformer Engine's recipes of that reach:
         # where each row or block has its own scale, a digit more is worth more than the range.
         _finer("fp8-row", "row", "row"),
@@ -241,6 +289,8 @@ RECIPES: dict[str, Recipe] = {
         _finer("mxfp8", "mx", "mx"),
         _fp8_lm("fp8-lm-o1", None, None),
         _fp8_lm("fp8-lm-o2", Store("float8_e4m3fn"), Store("float16")),
+        # The same state: where it is sharded, what crosses of a weight is its 8-bit image.
+        _fp8_lm("fp8-lm-o3", Store("float8_e4m3fn"), Store("float16")),
         # What per-tensor scales lose of a second moment, blocks keep, and E5M2 reaches as far.
         _fp8_lm("fp8-lm-block", Store("float8_e4m3fn", 128), Store("float8_e5m2", 128)),
         Recipe("scaled-32", scaling="propagated"),
@@ -264,18 +314,25 @@ _ALIASES = {
     "64": "64-true",
 }
 _NOT_YET = {
+    "auto": "it is chosen by measuring: precir.choose(fn, batches).recipe",
     "transformer-engine": "use fp8, which needs no module swap",
     "transformer-engine-float16": "use fp8, which needs no module swap",
 }
 
 
-def recipe(name: str | Recipe, **changes: Any) -> Recipe:
-    """The recipe of that name, some of its fields changed: `recipe("bf16-mixed", update="fused")`.
+def recipe(name: str | Path | Recipe, **changes: Any) -> Recipe:
+    """The recipe of that name, some of its fields changed: `recipe("bf16-mixed", update="fused")`;
+    or that of a file that `Recipe.save` wrote, `recipe("chosen.json")`.
 
     Raises `RecipeError` that lists the known ones.
     """
     if isinstance(name, Recipe):
         return name.replace(**changes)
+    if str(name).endswith(SUFFIX):
+        kinds: dict[str, type] = {"chosen": Chosen, "overrides": Override}
+        kinds |= dict.fromkeys(("weight", "first_moment", "second_moment"), Store)
+        read: Recipe = load_recipe(Path(name), kinds, Recipe)
+        return read.replace(**changes)
     if not isinstance(name, str):
         raise RecipeError(f"a recipe is a name or a precir.Recipe, not {type(name).__name__}")
     found = RECIPES.get(_ALIASES.get(name, name))
@@ -284,7 +341,7 @@ def recipe(name: str | Recipe, **changes: Any) -> Recipe:
     known = ", ".join(sorted({*RECIPES, *_ALIASES}))
     if name in _NOT_YET:
         raise RecipeError(
-            f"the recipe {name!r} is not built yet", fix=f"{_NOT_YET[name]}; known: {known}"
+            f"{name!r} is no recipe by itself", fix=f"{_NOT_YET[name]}; known: {known}"
         )
     close = get_close_matches(name, [*RECIPES, *_ALIASES], n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -62,7 +63,12 @@ class ScaledArray:
         return self.transpose()
 
     def reshape(self, *shape: Any) -> ScaledArray:
-        return ScaledArray(self.data.reshape(*shape), self._one_scale("reshape"))
+        """Blocks go along where `reshaped_block` says that they stay blocks."""
+        data = self.data.reshape(*shape)
+        block = reshaped_block(self.shape, data.shape, self.block) if self.block else None
+        if block is None:
+            return ScaledArray(data, self._one_scale("reshape"))
+        return ScaledArray(data, self.scale.reshape(scale_shape(data.shape, block)), block)
 
     def transpose(self, *axes: Any) -> ScaledArray:
         """The axes of blocks and scales go with those of the data."""
@@ -124,6 +130,45 @@ def scale_shape(shape: tuple[int, ...], block: tuple[int, ...]) -> tuple[int, ..
     if not block:
         return ()
     return tuple(-(-n // b) for n, b in zip(shape, full_block(block, len(shape)), strict=True))
+
+
+def reshaped_block(
+    shape: tuple[int, ...], new: tuple[int, ...], block: tuple[int, ...]
+) -> tuple[int, ...] | None:
+    """The block of data of ``shape`` once it is reshaped to ``new``; None if its parts are none.
+
+    They are where axes that are merged or split are cut into single elements alike, or not at all.
+    """
+    if not block or 0 in shape:
+        return None if block else ()
+    full = full_block(block, len(shape))
+    found = [1] * len(new)
+    for axes, others in _merged(shape, new):
+        if len(axes) == len(others) == 1:
+            found[others[0]] = min(full[axes[0]], new[others[0]])
+        elif all(full[i] >= shape[i] for i in axes):
+            for i in others:
+                found[i] = new[i]
+        elif not all(full[i] == 1 for i in axes):
+            return None
+    return tuple(found)
+
+
+def _merged(shape: tuple[int, ...], new: tuple[int, ...]) -> Iterator[tuple[list[int], list[int]]]:
+    """Axes of a shape, and those of another that hold the same elements; none of size 1."""
+    left = [i for i, n in enumerate(shape) if n != 1]
+    right = [i for i, n in enumerate(new) if n != 1]
+    while left and right:
+        axes, others = [left.pop(0)], [right.pop(0)]
+        a, b = shape[axes[0]], new[others[0]]
+        while a != b:
+            if a < b:
+                axes.append(left.pop(0))
+                a *= shape[axes[-1]]
+            else:
+                others.append(right.pop(0))
+                b *= new[others[-1]]
+        yield axes, others
 
 
 def spread(scale: Array, shape: tuple[int, ...], block: tuple[int, ...]) -> Array:

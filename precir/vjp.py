@@ -23,6 +23,7 @@ from precir.lower import lower_jaxpr
 from precir.passes.pipeline import run_passes
 from precir.program import Program
 from precir.recipe import KEEP
+from precir.source import own_lines
 
 Call = Callable[[Sequence[Any], dict[str, Any]], Any]
 
@@ -193,7 +194,8 @@ def make_pair(
     fn: Call, program: Program, tree: Any, values: Sequence[Any], perturbed: tuple[bool, ...]
 ) -> Pair:
     """Trace `jax.vjp` of `fn`, run the passes over both halves at once, and cut."""
-    halves = _trace(fn, tree, values, perturbed)
+    with own_lines():
+        halves = _trace(fn, tree, values, perturbed)
     joint = _join(*halves)
     state, _ = run_passes(joint.graph, program.recipe)
     first, second, residual_count = _cut(state.graph, joint)

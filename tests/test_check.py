@@ -174,6 +174,27 @@ def test_a_comment_silences_a_finding() -> None:
     assert counts == [0, 0, 1]
 
 
+def guarded(x: jax.Array, v: jax.Array) -> jax.Array:
+    return x / (jnp.sqrt(v) + 1e-8)
+
+
+def guarded_well(x: jax.Array, v: jax.Array) -> jax.Array:
+    return x / (jnp.sqrt(v) + 1e-4)
+
+
+def test_a_guard_that_is_zero_is_found_without_a_run() -> None:
+    """As in a program that is too large to be run: its constants are what they are."""
+    args = (jnp.ones(4), jnp.zeros(4))
+    (found,) = precir.check(guarded, *args, format="float16", seconds=0)
+    assert (found.kind, found.severity, found.symptom) == ("underflow", "warning", "inf")
+    assert "1e-08 is 0 in float16" in str(found)
+    assert precir.check(guarded, *args, format="bfloat16", seconds=0) == []
+    assert precir.check(guarded_well, *args, format="float16", seconds=0) == []
+    # Where what it guards is never zero, nothing hangs on it.
+    positive = (None, precir.Range(1, 2))
+    assert precir.check(guarded, *args, format="float16", seconds=0, ranges=positive) == []
+
+
 def test_float32_finds_what_is_wrong_in_any_format() -> None:
     trap = jax.grad(lambda x: jnp.sum(jnp.where(x > 0, jnp.sqrt(x), 0.0)))
     (found, *_) = precir.check(trap, shape(4), format="float32", ranges=(UNIT,))

@@ -216,7 +216,7 @@ def test_compile_says_when_the_module_cannot_stand_alone(
         ("train.py:branches", ["--args", "f32"], "if x > 0:"),
         ("train.py:model", ["--args", "f32"], "it is model(w, x)"),
         ("train.py:step", ["--recipe", "fp9"], "did you mean 'fp8'?"),
-        ("train.py:step", ["--recipe", "transformer-engine"], "not built yet"),
+        ("train.py:step", ["--recipe", "transformer-engine"], "no recipe by itself"),
         ("train.py:step", ["--args", "f32[2"], "cannot read 'f32[2'"),
         ("train.py:step", ["--args", "f33[2]"], "there is no type 'f33'"),
         ("train.py:step", ["--args", "f32[a]"], "cannot read"),

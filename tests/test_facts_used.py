@@ -90,6 +90,19 @@ def test_a_range_that_is_past_the_format_keeps_it_out() -> None:
     assert "past the 6.55e+04 of float16" in row.reason
 
 
+def test_scalars_of_counts_stay_wide_in_a_program_of_one_format() -> None:
+    """As where the arrays are cast by hand: 0.999 is 1 in bfloat16, and 1 - 1 would divide."""
+
+    def corrected(count: jax.Array, v: jax.Array) -> jax.Array:
+        return v / (1 - 0.999 ** (count + 1))
+
+    v = jnp.full(4, 0.25)
+    for recipe in ("bf16-true", "16-true"):
+        compiled = precir.compile(corrected, recipe=recipe)
+        np.testing.assert_allclose(compiled(0, v), 250.0, rtol=1e-2)
+        assert "bfloat16" in compiled.source(0, v) or "float16" in compiled.source(0, v)
+
+
 def test_ranges_that_do_not_fit_are_refused_at_the_first_call() -> None:
     compiled = precir.compile(lambda x: x, recipe="bf16-true", ranges=(None, None))
     with pytest.raises(RangesError, match="2 ranges for 1 arguments"):

@@ -30,12 +30,12 @@ LAYERS = (
     ("precir.attrs", "precir.equality", "precir.ir", "precir.jaxprs", "precir.primitives"),
     ("precir.ops.*",),
     ("precir.text.*", "precir.verify.*", "precir.phases", "precir.lower", "precir.emit.*"),
-    ("precir.recipe",),
+    ("precir.recipe", "precir.recipe_file"),
     ("precir.passes.*",),
     ("precir.describe", "precir.program", "precir.state", "precir.vjp", "precir.check.*"),
     (
-        *("precir.report.*", "precir.target.*", "precir.planner.*"),
-        *("precir.dump", "precir.observe", "precir.compile"),
+        *("precir.auto.*", "precir.report.*", "precir.target.*", "precir.planner.*"),
+        *("precir.dump", "precir.observe", "precir.compile", "precir.inference.*"),
     ),
     ("precir",),  # re-exports what users import
     ("precir.cli.*", "precir.__main__"),

@@ -154,7 +154,7 @@ def test_modules_for_several_platforms_take_the_reference():
     assert "triton_kernel_call" not in text
 
 
-def test_what_xla_divides_takes_the_reference_and_what_shard_map_does_a_kernel():
+def test_what_shard_map_divides_takes_a_kernel_and_what_xla_does_waits_for_it():
     mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
     x = jax.ShapeDtypeStruct((64, 128), jnp.float32, sharding=NamedSharding(mesh, P("i")))
     assert not lower_for_cuda(partial(quantize, format=E4M3), x)[1]

@@ -21,6 +21,7 @@ from precir.check.literals import true_literals
 from precir.check.relabel import relabel
 from precir.check.search import Search, Witnessed, search
 from precir.check.suppress import suppressed
+from precir.check.vanished import vanished
 from precir.check.wording import because, mend, message
 from precir.domains.fact import UNKNOWN, Basis
 from precir.domains.kinds import INF
@@ -116,6 +117,9 @@ class Checked:
                 witness = real.confirms(w) if real is not None else None
                 severity = "error" if witness is not None else "warning"
             made.append(self._hazard(w.blame, severity, witness, self._then(w)))
+        if not found.runs:  # a constant is what it is, whatever the arguments hold
+            for blame in vanished(self.graph, self.facts, self.true):
+                made.append(self._hazard(blame, "warning", None))
         for node, symptom in _unreached(self.graph, self.facts, chosen):
             # bounds may be far from what happens: they speak up only where nothing was run
             made.append(self._static(node, symptom, self._unrun(node, found)))
@@ -207,7 +211,7 @@ def _trace(
         graph = relabel(graph, format.name)
     if seconds is None:
         seconds = SECONDS if len(graph) <= LARGE else 0.0
-    if seconds and format.name not in ("float32", "float64"):
+    if format.name not in ("float32", "float64"):
         try:
             wide, _ = _lowered(fn, leaves, structure, "float32")
         except (TypeError, ValueError):

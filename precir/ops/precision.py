@@ -84,6 +84,13 @@ def _observe(node: Node, w: Writer) -> Template:
     return Template((f"{observe}(", Hole(0, array=True), f"{option})"))
 
 
+def _tap(node: Node, w: Writer) -> Template:
+    tap = w.use("precir.kernels", "tap")
+    return Template(
+        (f"{tap}(", Hole(0, array=True), ", ", Hole(1), f", {source(node.params['roundings'], w)})")
+    )
+
+
 def _amax(node: Node, w: Writer) -> Template:
     return Template((f"{w.use('precir.kernels', 'amax')}(", Hole(0, array=True), ")"))
 
@@ -196,6 +203,7 @@ OPS: tuple[Op, ...] = (
     Op("quantize", OWN, folds.quantize, laws.unscaled, _quantize),
     Op("scaled_dot", OWN, folds.scaled_dot, laws.unscaled, _scaled_dot),
     Op("observe", OWN, functions.anything, laws.unscaled, _observe),
+    Op("tap", OWN, pointwise.same_as_operand, laws.unscaled, _tap),
     Op("amax", OWN, functions.anything, laws.unscaled, _amax),
     Op("rescale", Keeps.RESCALE, arithmetic.mul, laws.unscaled, _multiplied),
     Op("unscale", OWN, arithmetic.mul, laws.unscaled, _multiplied),

@@ -21,8 +21,6 @@ _COLLECTIVES: Final = (
     "collective-broadcast",
 )
 _TARGET: Final = re.compile(r'custom_call_target="([^"]+)"')
-_GROUPS: Final = re.compile(r"replica_groups=\{\{([\d,]*)\}")
-_IOTA: Final = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _CONTRACTED: Final = (
     re.compile(r"lhs_contracting_dims=\{([\d,]*)\}"),
     re.compile(r'"lhs_contracting_dimensions":\[([\d,"]*)\]'),
@@ -212,22 +210,14 @@ def _flops(each: Instruction, operands: Sequence[Array], out: Array) -> int:
 
 def _collectives(module: Module, computation: str, each: Instruction) -> Iterator[Collective]:
     kind = each.op.removesuffix("-start")
+    arrays = [a for name in each.operands for a in module.types(computation, name)]
+    if kind == "all-gather":  # its results are whole; started, it has its operands in front of them
+        arrays = list(each.types[len(arrays) if each.op != kind else 0 :])
     sums: dict[str, int] = {}
-    for name in each.operands:
-        for array in module.types(computation, name):
-            sums[array.dtype] = sums.get(array.dtype, 0) + array.bytes
-    whole = _group(each) if kind == "all-gather" else 1
+    for array in arrays:
+        sums[array.dtype] = sums.get(array.dtype, 0) + array.bytes
     for dtype, size in sums.items():
-        yield Collective(kind, dtype, 1, whole * size)
-
-
-def _group(each: Instruction) -> int:
-    """How many devices take part together."""
-    listed = _GROUPS.search(each.rest)
-    if listed:
-        return len(listed[1].split(","))
-    iota = _IOTA.search(each.rest)
-    return int(iota[1]) if iota else 1
+        yield Collective(kind, dtype, 1, size)
 
 
 def low_share(products: Iterable[Product]) -> float:

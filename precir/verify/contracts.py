@@ -9,8 +9,9 @@ import numpy as np
 from jax import numpy as jnp
 
 from precir.ir import Node, Operand, Type
+from precir.kernels.tap import TAPPED
 from precir.ops.rows import row_type
-from precir.scaled import scale_shape
+from precir.scaled import full_block, scale_shape
 from precir.text.types import SHORT, numpy_dtype
 
 Wrong = Iterator[str]
@@ -35,7 +36,9 @@ def _agree_types(what: str, found: Sequence[Type], expected: Sequence[Type]) -> 
 
 
 def _held(type_: Type) -> tuple[Any, ...]:
-    return type_.shape, type_.dtype, type_.scale, type_.block
+    """Blocks by what they mean: those of a layer may name the axis of the stack that it is of."""
+    block = full_block(type_.block, type_.rank) if type_.block else ()
+    return type_.shape, type_.dtype, type_.scale, block
 
 
 def show(type_: Type) -> str:
@@ -216,6 +219,20 @@ def _observe(node: Node) -> Wrong:
     yield from _agree_types("results", [node.outputs[0].type], [expected])
 
 
+def _tap(node: Node) -> Wrong:
+    if wrong := list(_operands(node, 2)):
+        yield from wrong
+        return
+    given, row = (o.type for o in node.inputs)
+    yield from _wide("operand", given)
+    roundings = node.params.get("roundings", ())
+    if row.dtype != "float32" or row.rank != 2 or row.shape[0] != 1:
+        yield f"a row {show(row)}, expected float32[1, n]"
+    elif row.shape[1] < TAPPED * len(roundings):
+        yield f"{len(roundings)} roundings do not fit {show(row)}"
+    yield from _agree_types("results", [node.outputs[0].type], [given])
+
+
 def _amax(node: Node) -> Wrong:
     if wrong := list(_operands(node, 1)):
         yield from wrong
@@ -366,6 +383,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "scaled_dot": _scaled_dot,
     "observe": _observe,
     "amax": _amax,
+    "tap": _tap,
     "rescale": _multiplied,
     "unscale": _multiplied,
     "scale_product": _scale_product,

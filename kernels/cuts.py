@@ -1,0 +1,70 @@
+"""Where quantisation and measuring may be cut, for `precir.kernels.divided`.
+
+Each device quantises what it has of a tensor, before any of it is sent; where a scale reaches
+further, the largest magnitudes cross. The factor of an axis is its number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from precir.kernels.division import Names, Rule
+from precir.scaled import full_block
+
+Shape = tuple[int, ...]
+
+
+def own_scales(x: Shape, *, batch_ndim: int, block: tuple[int, ...], **_: Any) -> Rule:
+    """Of ``precir_quantize``: devices agree on the scales of blocks that reach over all of an axis;
+    other blocks stay whole.
+    """
+    data, scales, pieces = _blocks(x, x[:batch_ndim], block)
+    if block:
+        sizes = full_block(block, len(x))
+        reached = tuple(i for i, (n, b) in enumerate(zip(x, sizes, strict=True)) if b >= n)
+    else:
+        reached = tuple(range(batch_ndim, len(x)))
+    return Rule((data,), (data, scales), pieces, agreed=reached)
+
+
+def given_scale(x: Shape, scale: Shape, **_: Any) -> Rule:
+    """Of ``precir_quantize_given``."""
+    data, scales, pieces = _blocks(x, scale, ())
+    return Rule((data, scales), (data,), pieces)
+
+
+def given_scale_and_amax(x: Shape, scale: Shape, **_: Any) -> Rule:
+    """Of ``precir_quantize_amax``."""
+    data, scales, pieces = _blocks(x, scale, ())
+    return Rule((data, scales), (data, scales), pieces, agreed=data[len(scale) :])
+
+
+def statistics(x: Shape, **_: Any) -> Rule:
+    """Of ``precir_observe``: all of the last axis is one tensor."""
+    axes, last = tuple(range(len(x))), len(x) - 1
+    return Rule((axes,), ((*axes[:-1], None),), dict(enumerate(x)), agreed=(last,))
+
+
+def with_scales(data: Shape, scale: Shape, *, block: tuple[int, ...], **_: Any) -> Rule:
+    """Of ``precir_dequantize``."""
+    names, scales, pieces = _blocks(data, scale, block)
+    return Rule((names, scales), (names,), pieces)
+
+
+def _blocks(
+    shape: Shape, scale: Shape, block: tuple[int, ...]
+) -> tuple[Names, Names, dict[Hashable, int]]:
+    """The factors of data and of scales, and the pieces of each factor."""
+    pieces: dict[Hashable, int] = dict(enumerate(shape))
+    if not block:  # the scales' axes are the leading ones of the data
+        return tuple(pieces), tuple(range(len(scale))), pieces
+    sizes = full_block(block, len(shape))
+    for axis, (n, b) in enumerate(zip(shape, sizes, strict=True)):
+        if 1 < b < n:
+            pieces[axis] = n // b if n % b == 0 else 1
+    return (
+        tuple(pieces),
+        tuple(i if n > b else None for i, (n, b) in enumerate(zip(shape, sizes, strict=True))),
+        pieces,
+    )

@@ -1,0 +1,74 @@
+"""What recipes really add: the emitted programs beside the plain one, on the same batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from precir.auto.errors import Error
+from precir.auto.sense import gradients_of
+from precir.ir import Value
+from precir.observe import emitted_with
+from precir.program import Program
+
+
+class Measured:
+    """A program whose loss and gradients (or results) are looked at."""
+
+    def __init__(self, program: Program, loss: int | None) -> None:
+        graph = program.graph
+        found: Sequence[Any] = gradients_of(graph)
+        if not found:
+            found = [
+                o for i, o in enumerate(graph.outputs)
+                if i != loss and isinstance(o, Value) and o.type.dtype in ("float32", "bfloat16")
+            ]  # fmt: skip
+        self.loss = loss
+        self._run: Any = jax.jit(
+            emitted_with(program, graph.with_(outputs=(*graph.outputs, *found)))
+        )
+
+    def __call__(self, args: Sequence[Any], captured: Sequence[Any]) -> tuple[float, list[Any]]:
+        named = {f"captured_{i}": v for i, v in enumerate(captured)}
+        out, more = jax.device_get(self._run(*args, **named))
+        loss = 0.0 if self.loss is None else float(jax.tree.leaves(out)[self.loss])
+        return loss, [np.asarray(x, np.float64) for x in more]
+
+
+def measured_errors(
+    plain: Program,
+    others: Iterable[Program],
+    loss: int | None,
+    batches: Sequence[tuple[Sequence[Any], Sequence[Any]]],
+    exchange: float | None,
+) -> list[Error]:
+    """The error of each of `others` against `plain`, as `Error` has it, over all batches: of the
+    loss the root mean square change, of gradients the relative mean square error.
+    """
+    run = Measured(plain, loss)
+    right = [run(*batch) for batch in batches]
+    found = []
+    for program in others:
+        other = Measured(program, loss)
+        changes, errors = [], []
+        for batch, (loss_then, results_then) in zip(batches, right, strict=True):
+            loss_now, results = other(*batch)
+            changes.append((loss_now - loss_then) ** 2)
+            errors.append(_relative(results_then, results))
+        found.append(Error(math.sqrt(np.mean(changes)), float(np.mean(errors)), exchange))
+    return found
+
+
+def _relative(right: Sequence[Any], found: Sequence[Any]) -> float:
+    """The mean over all elements of the square of the error over the mean square of its array."""
+    total = count = 0.0
+    for a, b in zip(right, found, strict=True):
+        size = float(np.mean(a * a))
+        count += a.size
+        if size:
+            total += a.size * float(np.mean((a - b) ** 2)) / size
+    return total / max(count, 1)

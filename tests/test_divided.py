@@ -1,0 +1,263 @@
+"""Kernels that XLA divides among devices: what is cut where, the numbers, and the program that an
+H100 gets.
+"""
+
+import math
+import sys
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from jax import lax
+from jax import numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import precir
+from precir.formats import F32
+from precir.kernels import E4M3, E5M2, dequantize, observe, quantize, quantize_cuda
+from precir.kernels.dequantize import dequantize_p
+from precir.kernels.divided import divided, sharding_rule
+from precir.kernels.division import Division, Kind, Rule, decide, device_axes, read_cuts
+from precir.kernels.observe import observe_p
+from precir.kernels.primitive import parts_of
+from precir.kernels.quantize import quantize_given_p, quantize_p, quantize_p_reference
+from precir.kernels.quantize_both import quantize_amax_p
+from precir.kernels.scaled_dot import _prepared, scaled_dot, scaled_dot_p
+from precir.scaled import ScaledArray
+from tests.crosslower import lower_for_cuda
+from tests.interpreter import interpreted
+from tests.triton_values import assert_same, numbers
+
+# --- where XLA says that an array lies ------------------------------------------------------------
+
+
+def test_cuts_are_read_off_tiles():
+    devices = np.arange(8)
+    assert read_cuts(devices.reshape(8, 1), 2, (2, 2, 2)) == ((0, 1, 2), ())
+    assert read_cuts(devices.reshape(2, 2, 2), 2, (2, 2, 2)) == ((0,), (1,))
+    turned = devices.reshape(2, 4).T.reshape(4, 2)  # of a mesh (2, 4), the last axis first
+    assert read_cuts(turned, 2, (2, 2, 2)) == ((1, 2), (0,))
+    assert read_cuts(devices[[0, 3, 1, 2, 4, 5, 6, 7]], 1, (2, 2, 2)) is None
+    assert list(device_axes(12)) == [(2, 2, 3), (2, 3, 2), (3, 2, 2)]
+    assert read_cuts(np.arange(6).reshape(3, 2), 2, (3, 2)) == ((0,), (1,))
+    assert read_cuts(np.arange(6).reshape(3, 2), 2, (2, 3)) is None
+
+
+# --- which cuts are taken -------------------------------------------------------------------------
+
+PRODUCT = Rule(
+    (("m", "k"), ("k", "n")), (("m", "n"),), {"m": 4096, "k": 8192, "n": 8192},
+    summed=("k",), scatters=True,
+)  # fmt: skip
+
+
+def division(given, wanted, rule=PRODUCT):
+    operands = [Kind(tuple(rule.pieces[f] for f in names), 1) for names in rule.operands]
+    results = [Kind(tuple(rule.pieces[f] for f in names), 2) for names in rule.results]
+    return decide(rule, operands, results, given, [wanted], (8,))
+
+
+def test_a_weight_is_collected_where_rows_are_cut():
+    found = division((((0,), ()), ((0,), ())), ((0,), ()))
+    assert found == Division({"m": (0,)})
+
+
+def test_a_gradient_of_a_weight_is_summed_and_scattered():
+    rule = Rule(
+        (("k", "m"), ("k", "n")), (("m", "n"),), {"m": 4096, "k": 65536, "n": 4096},
+        summed=("k",), scatters=True,
+    )  # fmt: skip
+    found = division((((0,), ()), ((0,), ())), ((0,), ()), rule)
+    assert found == Division({"k": (0,)}, ((0, (0,)),))
+    assert found.result(0, rule.results[0]) == ((0,), ())
+
+
+def test_what_pieces_do_not_divide_is_not_cut():
+    rule = Rule((("i",),), (("i",),), {"i": 12})
+    assert decide(rule, [Kind((12,), 1)], [Kind((12,), 1)], [((0,),)], [((),)], (8,)) == Division(
+        {}
+    )
+
+
+def test_shardy_is_told_of_blocks():
+    rule = Rule(((0, 1),), ((0, 1), (0, 1), (None,)), {0: 8, 1: 2}, summed=(1,))
+    kinds = [Kind((8, 256), 4)], [Kind((8, 256), 1), Kind((8, 2), 4), Kind((3,), 4)]
+    text, options = sharding_rule(rule, *kinds)
+    assert text == "f0 (f1 f1i128) -> f0 (f1 f1i128), f0 f1, w0"
+    assert options == {
+        "f1i128": 128, "reduction_factors": ("f1",), "need_replication_factors": ("w0",)
+    }  # fmt: skip
+
+
+# --- numbers on eight devices ---------------------------------------------------------------------
+
+SPECS = (P(("b", "a")), P(None, ("a", "b")), P("b", "a"))
+
+
+def on_devices(primitive, operands, specs, wanted=None, **params):
+    """What the primitive gives with its operands cut so, divided as on CUDA; and as it is."""
+    mesh = Mesh(np.array(jax.devices()).reshape(4, 2), ("a", "b"))
+    whole = partial(primitive.bind, **params)
+    types = [jax.typeof(x) for x in operands]
+    apart = divided(parts_of(primitive), types, jax.eval_shape(whole, *operands), 8, **params)
+    lying = [
+        jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(operands, specs, strict=True)
+    ]
+    where = None if wanted is None else (NamedSharding(mesh, wanted),)
+    compiled = jax.jit(apart, out_shardings=where).lower(*lying).compile()
+    return compiled(*lying), jax.jit(whole)(*operands), compiled.as_text()
+
+
+@pytest.mark.parametrize("block", [(), (1, 256), (1, 32), (64, 64), (64, 1), (50, 1)], ids=str)
+def test_quantised_in_parts_to_the_same_bits(block):
+    x = numbers((64, 256))
+    params = {"dtype": E4M3.dtype, "batch_ndim": 0, "block": block, "scales": F32.dtype}
+    for spec in SPECS:
+        actual, expected, text = on_devices(quantize_p, [x], [spec], **params)
+        assert_same(actual, expected)
+    whole = {(): (0, 1), (1, 256): (1,), (1, 32): (), (64, 64): (0,), (64, 1): (0,), (50, 1): None}
+    assert ("all-gather" in text) == (whole[block] is None)
+    assert ("all-reduce" in text) == bool(whole[block])
+
+
+def test_examples_have_scales_of_their_own_in_parts():
+    x = numbers((8, 40, 24), "bfloat16")
+    params = {"dtype": E5M2.dtype, "batch_ndim": 1, "block": (), "scales": F32.dtype}
+    for spec in (P("a", "b"), P(None, "a", "b")):
+        assert_same(*on_devices(quantize_p, [x], [spec], **params)[:2])
+
+
+def test_measured_and_given_scales_in_parts():
+    x, scale = numbers((64, 256)), jnp.float32(0.25)
+    for spec in SPECS[1:]:
+        for primitive in (quantize_given_p, quantize_amax_p):
+            found = on_devices(primitive, [x, scale], [spec, P()], dtype=E4M3.dtype)
+            assert_same(*found[:2])
+        plain = jnp.abs(jnp.nan_to_num(x, posinf=0, neginf=0)) + 1
+        (stats,), (expected,), _ = on_devices(observe_p, [plain], [spec], histogram=True)
+        np.testing.assert_array_equal(np.delete(stats, [2, 3], 1), np.delete(expected, [2, 3], 1))
+        sums = [np.asarray(s)[:, 2:4].view(np.float32) for s in (stats, expected)]
+        np.testing.assert_allclose(*sums, rtol=1e-5)
+    scaled = quantize(numbers((64, 256)), E4M3, block=(1, 32))
+    found = on_devices(
+        dequantize_p, [scaled.data, scaled.scale], [P(None, "a"), P("a")],
+        dtype=np.dtype(np.float32), block=(1, 32),
+    )  # fmt: skip
+    assert_same(*found[:2])
+
+
+@pytest.mark.parametrize("blocks", [((), ()), ((1, 128), (128, 1)), ((1, 512), (512, 1))], ids=str)
+@pytest.mark.parametrize(
+    ("a", "b", "out", "crosses"),
+    [
+        (P("a"), P(None, "b"), None, ()),
+        (P("a"), P("a"), P("a"), ("all-gather",)),
+        (P(None, "a"), P("a"), None, ("all-reduce",)),
+        (P(None, "a"), P("a"), P("a"), ("reduce-scatter",)),
+        (P("a", "b"), P("b"), None, ("all-reduce",)),
+    ],
+    ids=str,
+)
+def test_products_in_parts(blocks, a, b, out, crosses):
+    rng = np.random.default_rng(0)
+    left, right = (
+        quantize(jnp.asarray(rng.normal(size=s), jnp.float32), E4M3, block=block)
+        for s, block in zip(((256, 512), (512, 128)), blocks, strict=True)
+    )
+    operands, params = _prepared(left, right, (((1,), (0,)), ((), ())), jnp.float32, 0)
+    (actual,), (expected,), text = on_devices(
+        scaled_dot_p, operands, (a, P(), b, P()), out, **params
+    )
+    assert {kind for kind in ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+            if f" {kind}(" in text} == set(crosses)  # fmt: skip
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=2e-6 * float(jnp.max(abs(expected))))
+
+
+def test_what_follows_a_product_follows_the_sum():
+    rng = np.random.default_rng(1)
+    a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((8, 16, 64), (8, 64, 32)))
+    left, right = (
+        ScaledArray(
+            *quantize_p_reference(x, dtype=E4M3.dtype, batch_ndim=1, block=(), scales=F32.dtype)
+        )
+        for x in (a, b)
+    )
+    operands, params = _prepared(
+        left, right, (((2,), (1,)), ((0,), (0,))), jnp.float16, 3,
+        jnp.arange(32.0), "relu", None, True,
+    )  # fmt: skip
+    for x, y in ((P("b", None, "a"), P("b", "a")), (P("a", "b"), P("a"))):
+        (actual, amax), (expected, largest), _ = on_devices(
+            scaled_dot_p, operands, (x, P(), y, P(), P()), **params
+        )
+        np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=1e-3)
+        np.testing.assert_allclose(amax, largest, rtol=1e-6)
+
+
+def test_the_kernel_under_a_maximum_of_several_devices():
+    x = numbers((2, 36000), "bfloat16")
+    with interpreted():
+        halves = jnp.split(x, 2, axis=1)
+        parts = [quantize_cuda.amax_parts(h).max(1, keepdims=True) for h in halves]
+        made = [quantize_cuda.under_largest(h, jnp.maximum(*parts), E4M3.dtype) for h in halves]
+    expected = quantize_p_reference(x, dtype=E4M3.dtype, batch_ndim=1, block=(), scales=F32.dtype)
+    data = np.concatenate([np.asarray(d) for d, _ in made], 1)
+    assert_same((data, made[0][1]), expected)
+
+
+# --- programs -------------------------------------------------------------------------------------
+
+
+def lying(shape, dtype=jnp.float32):
+    mesh = jax.make_mesh((8,), ("i",), axis_types=(AxisType.Auto,))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, P("i")))
+
+
+def test_only_programs_for_several_gpus_are_divided_by_us():
+    def both(x):
+        a = quantize(x, E4M3)
+        return dequantize(a), observe(x), scaled_dot(a, a, (((1,), (1,)), ((), ())))
+
+    x = lying((64, 128))
+    text, kernels = lower_for_cuda(both, x)
+    assert text.count("@CustomSPMDPartitioning(") == 4
+    assert not kernels  # they come when XLA has divided the program
+    assert "CustomSPMDPartitioning" not in jax.jit(both).lower(x).as_text()
+    one, kernels = lower_for_cuda(both, jax.ShapeDtypeStruct((64, 128), jnp.float32))
+    assert "CustomSPMDPartitioning" not in one
+    assert kernels
+    assert "CustomSPMDPartitioning" not in lower_for_cuda(both, x, capability=80)[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux alone")
+def test_each_gpu_quantises_its_part_and_weights_cross_in_8_bits():
+    """Fully sharded: a weight is collected for its product, forward and backward; its gradient is
+    summed where it stays.
+    """
+    stack, x = (4, 512, 512), (2048, 512)
+
+    def step(w, m, x):
+        def loss(w):
+            h, _ = lax.scan(lambda h, w: (jnp.tanh(h @ w), None), x, w)
+            return jnp.mean((h @ jnp.eye(512)) ** 2)
+
+        g = jax.grad(loss)(w)
+        m = 0.9 * m + g
+        return w - 0.1 * m, m
+
+    args = [jax.ShapeDtypeStruct(s, jnp.float32) for s in (stack, stack, x)]
+    compiled = precir.compile(step, recipe="fp8-lm-o3", donate_argnums=(0, 1))
+    args = jax.eval_shape(compiled.init, *args)
+    rows = (
+        jax.tree.map(lambda a: P(None, "data") if a.shape == stack else P(), a) for a in args[:2]
+    )
+    found = compiled.memory(*args, devices=8, shardings=(*rows, P("data")))
+    low = sum(p.count for p in found.products if p.low)
+    assert low >= 3 * stack[0]
+    assert {"Triton amax_parts", "Triton quantize_current"} <= {k.name for k in found.kernels}
+    gathered = {c.dtype: c.bytes for c in found.collectives if c.kind == "all-gather"}
+    assert gathered["f8e4m3fn"] == 2 * math.prod(stack)
+    assert sum(gathered.values()) - gathered["f8e4m3fn"] < 4 * math.prod(stack) // stack[0]
+    assert any(c.kind == "reduce-scatter" and c.bytes for c in found.collectives)
