@@ -20,6 +20,7 @@ from precir.passes.fused_cost import Cost, Work
 from precir.passes.fused_norm import find_norm
 from precir.passes.sinks import find_sinks, positions
 from precir.passes.turned_products import turn_products
+from precir.report import Report
 from precir.text import parse, print_graph
 from precir.verify import verify
 
@@ -224,9 +225,10 @@ def swiglu(p: Any, x: jax.Array) -> jax.Array:
     return x + (jax.nn.silu(h @ p["gate"]) * (h @ p["up"])) @ p["down"]
 
 
-def weights() -> dict[str, jax.Array]:
+def weights(block: str = "mlp") -> dict[str, jax.Array]:
     up, gate, down = arrays((COLUMNS, OUT), (COLUMNS, OUT), (OUT, COLUMNS))
-    return {"gain": GAIN, "bias": BIAS, "up": up / 16, "gate": gate / 16, "down": down / 16}
+    own = {"bias": BIAS} if block == "mlp" else {"gate": gate / 16}
+    return {"gain": GAIN / 2, "up": up / 16, "down": down / 16, **own}
 
 
 BLOCKS = {"mlp": mlp, "swiglu": swiglu}
@@ -235,7 +237,7 @@ RECIPES = ("fp8", "fp8-block", "fp8-row", "mxfp8", "fp8-delayed")
 
 def step_of(block: Callable[..., jax.Array]) -> Callable[..., Any]:
     def step(p, x):
-        return jax.value_and_grad(lambda p, x: jnp.mean(jnp.sin(block(p, x))), argnums=(0, 1))(p, x)
+        return jax.value_and_grad(lambda p, x: jnp.mean(block(p, x) ** 2), argnums=(0, 1))(p, x)
 
     return step
 
@@ -248,33 +250,44 @@ def error(found: Any, exact: Any) -> float:
     )
 
 
+def run_both(block: str, recipe: str, **more: Any) -> tuple[Any, Any, Any]:
+    """The results in float32, and with plain and fused kernels."""
+    fn, p = step_of(BLOCKS[block]), weights(block)
+
+    def step(p, x):  # delayed scales are carried with something
+        return p, *fn(p, x)
+
+    exact = jax.jit(fn)(p, X)
+    results = []
+    for kernels in ("plain", "fused"):
+        made = precir.recipe(recipe, kernels=kernels, last_product=None, **more)
+        compiled = precir.compile(step, recipe=made)
+        args = compiled.init(p, X)
+        graph = compiled.program(*args).graph
+        verify(graph, deep=True)
+        assert parse(print_graph(graph)) == graph
+        assert bool({n.op for n in graph.walk()} & set(FUSED)) == (kernels == "fused")
+        results.append(compiled(*args)[1:])
+    return exact, *results
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("block", BLOCKS)
+def test_numbers_are_those_of_the_plain_program(block: str, recipe: str) -> None:
+    """Where activations are float32, only float32's own rounding tells the two apart."""
+    _, plain, fused = run_both(block, recipe, compute="float32")
+    assert error(fused, plain) <= 1e-3  # one code in very many is another
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("block", BLOCKS)
 def test_numbers_are_no_further_from_float32(block: str, recipe: str) -> None:
-    fn, p = step_of(BLOCKS[block]), weights()
-    exact = jax.jit(fn)(p, X)
-    results = {}
-    for kernels in ("plain", "fused"):
-        made = precir.recipe(recipe, kernels=kernels, last_product=None)
-        step = precir.compile(fn, recipe=made)
-        state, x = step.init(p, X)
-        results[kernels] = step(state, x)
-        if recipe == "fp8-delayed":
-            results[kernels] = results[kernels][0], results[kernels][1]
-        graph = step.program(state, x).graph
-        used = {n.op for n in graph.walk()} & set(FUSED)
-        verify(graph, deep=True)
-        assert parse(print_graph(graph)) == graph
-        assert bool(used) == (kernels == "fused")
-    apart = {k: error(jax.tree.leaves(r)[: len(jax.tree.leaves(exact))], jax.tree.leaves(exact))
-             for k, r in results.items()} if recipe != "fp8-delayed" else {}  # fmt: skip
-    if apart:
-        assert apart["fused"] <= 1.1 * apart["plain"] + 1e-3
-    between = error(
-        [a for a in jax.tree.leaves(results["fused"]) if a.size],
-        [a for a in jax.tree.leaves(results["plain"]) if a.size],
-    )
-    assert between <= 0.05  # codes of one step in sixteen, where one in many is another
+    """Where activations are bfloat16 the kernels round less often."""
+    exact, plain, fused = run_both(block, recipe)
+    apart = error(plain, exact)
+    assert apart < 0.15
+    assert error(fused, exact) <= 1.1 * apart + 1e-3
+    assert error(fused, plain) <= 0.5 * apart
 
 
 @pytest.mark.parametrize("recipe", ["fp8-block", "fp8"])
@@ -316,7 +329,7 @@ def test_what_else_reads_the_value_gets_a_wide_copy() -> None:
 def test_scales_stay_those_of_the_recipe() -> None:
     """Of a current scale the kernel takes a look first; of blocks it needs none."""
     for recipe, looks in (("fp8", 1), ("fp8-block", 0), ("fp8-row", 0), ("fp8-delayed", 1)):
-        step = fused_of(lambda x, w: jax.nn.silu(x) @ w, X, W, recipe=recipe)
+        step = fused_of(lambda x, w: (jax.nn.silu(x) @ w, x), X, W, recipe=recipe)
         graph = step.program(*step.init(X, W)).graph
         made = nodes(graph, "act_quantize")
         assert [n.params["dtype"] for n in made].count("") == looks
@@ -338,7 +351,8 @@ def test_overrides_and_other_recipes_are_left_alone() -> None:
     for recipe in ("float32", "bf16-mixed", "scaled-fp8"):
         program = precir.compile(step_of(mlp), recipe=recipe).program(weights(), X)
         assert not program.fused
-        assert program.graph is program.stages[-2].graph
+        before = program.stages[-2].graph
+        assert program.graph == (turn_products(before) if recipe == "scaled-fp8" else before)
 
 
 def test_within_scan_and_remat() -> None:
@@ -426,7 +440,7 @@ def test_what_does_not_pay_is_not_used(monkeypatch) -> None:
     assert program.fused
     assert not any(f.used for f in program.fused if f.kernel != "cast")
     assert not {n.op for n in program.graph.walk()} & set(FUSED)
-    assert "(no norm_quantize)" in str(precir.Report.of(program))
+    assert "(no norm_quantize)" in str(Report.of(program))
 
 
 # --- what is said of it ---------------------------------------------------------------------------
@@ -439,7 +453,7 @@ def test_the_report_says_what_is_fused_and_why() -> None:
     assert {"norm_quantize", "act_quantize", "act_gradients", "quantize_both"} <= used.keys()
     assert used["norm_quantize"].bytes > 0
     assert "LayerNorm" in used["norm_quantize"].reason
-    assert precir.Report.from_json(report.to_json()) == report
+    assert Report.from_json(report.to_json()) == report
     text = str(report)
     assert "Computed and quantised in one kernel" in text
     assert "the gradient of gelu_tanh" in text
@@ -482,7 +496,9 @@ def test_facts_enclose_what_is_computed() -> None:
     def bounded(x, g, w):
         return rms_plain(jnp.tanh(x), jnp.clip(g, 0.5, 2), None) @ w
 
-    graph_program = fused_of(bounded, X, given, W).program(X, given, W)
+    made = precir.recipe("fp8-block", last_product=None)
+    ranges = (precir.Range(-9, 9), precir.Range(-9, 9), None)
+    graph_program = precir.compile(bounded, recipe=made, ranges=ranges).program(X, given, W)
     (norm,) = nodes(graph_program.graph, "norm_quantize")
     fact = graph_program.facts[norm.outputs[0]]
     assert fact.finite
