@@ -13,7 +13,8 @@ known here, nor what a product reads twice.
 
 import argparse
 import datetime
-import time
+import platform
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,6 @@ from typing import Any
 
 import jax
 import memory as common  # benchmarks/memory.py
-import numpy as np
 import rich
 from rich.table import Table
 
@@ -29,11 +29,11 @@ import precir
 from precir.target.hlo import Instruction, Module, parse, steps
 
 ROOT = Path(__file__).parent.parent
-RECIPES = ("fp8", "fp8-block", "fp8-delayed", "fp8-static")
+RECIPES = ("fp8", "fp8-row", "fp8-block", "fp8-delayed")
 BASE = "bf16-mixed"
 HEADINGS = (
-    "model", "recipe", "kernels", "temporaries", "over bf16-mixed", "bytes moved",
-    "over bf16-mixed", "fused kernels",
+    "model", "H100s", "recipe", "kernels", "temporaries", "over bf16-mixed", "bytes moved",
+    "over bf16-mixed", "computed and quantised in one kernel",
 )  # fmt: skip
 FREE = (
     "parameter", "get-tuple-element", "tuple", "bitcast", "while", "constant", "call",
@@ -103,3 +103,82 @@ def _numbers(inner: Any) -> Iterator[tuple[str, str]]:
             digits = i.name.removeprefix("param_").split(".")[0]
             if digits.isdigit():
                 yield i.name, digits
+
+
+# --- what is written ------------------------------------------------------------------------------
+
+
+def rows(models: list[str], recipes: list[str], layouts: list[str]) -> Iterator[tuple[str, ...]]:
+    """One for each model, layout, recipe and way of its kernels; bf16-mixed comes first."""
+    for name in models:
+        model = MODELS[name]()
+        for layout in layouts:
+            base = common.measure(model, BASE, layout)
+            yield cells(name, layout, BASE, "", base, base, "")
+            for recipe in recipes:
+                for kernels in ("plain", "fused"):
+                    made = precir.recipe(recipe, kernels=kernels)
+                    found = common.measure(model, made, layout)
+                    used = counted(model, made) if kernels == "fused" else ""
+                    yield cells(name, layout, recipe, kernels, found, base, used)
+                    jax.clear_caches()
+
+
+def counted(model: common.Model, recipe: precir.Recipe) -> str:
+    """How many values each kernel computes, in one call: "65 norm_quantize, ..."."""
+    step = precir.compile(model.step, recipe=recipe)
+    fused = step.program(*jax.eval_shape(step.init, *model.args(1))).fused
+    kinds: Counter[str] = Counter()
+    for each in fused:
+        if each.used and each.kernel != "cast":
+            kinds[each.kernel] += each.times or 1
+    return ", ".join(f"{n} {kernel}" for kernel, n in sorted(kinds.items()))
+
+
+def cells(
+    name: str, layout: str, recipe: str, kernels: str, found: Any, base: Any, used: str
+) -> tuple[str, ...]:
+    bytes_, least = moved(found.hlo), moved(base.hlo)
+    return (
+        name, layout, recipe, kernels, common.size(found.temporary),
+        f"{found.temporary / base.temporary:.3f}", common.size(bytes_), f"{bytes_ / least:.3f}",
+        used,
+    )  # fmt: skip
+
+
+def write(path: Path, table: list[tuple[str, ...]]) -> None:
+    versions = ", ".join(f"{n} {common.version(n)}" for n in ("jax", "jaxlib", "jax-cuda12-plugin"))
+    lines = [
+        "# Computed and quantised in one kernel",
+        "",
+        "Made by `python benchmarks/fused.py`, which explains it.",
+        "",
+        f"{datetime.date.today()}, Python {platform.python_version()}, {versions}; compiled on "
+        f"{platform.machine()} without a GPU. Bytes are of each device.",
+        "",
+        *(f"| {' | '.join(row)} |" for row in (HEADINGS, ["---"] * len(HEADINGS), *table)),
+        "",
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines))
+
+
+def main() -> None:
+    """Compile every model under every recipe, with plain and with fused kernels."""
+    parser = argparse.ArgumentParser(description="Fused kernels on H100s not there.")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--layouts", nargs="+", choices=common.LAYOUTS, default=["1"])
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "fused.md")
+    options = parser.parse_args()
+    table, made = Table(*HEADINGS, title="On H100s, each"), []
+    for row in rows(options.models, options.recipes, options.layouts):
+        made.append(row)
+        table.add_row(*row)
+        print(" | ".join(row), flush=True)
+        write(options.out, made)
+    rich.print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -117,7 +117,7 @@ MODELS: dict[str, Callable[[], Model]] = {
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def measure(model: Model, recipe: str, layout: str) -> Memory:
+def measure(model: Model, recipe: str | precir.Recipe, layout: str) -> Memory:
     """Compile one step for one layout."""
     devices = 1 if layout == "1" else 8
     args = model.args(devices)

@@ -32,13 +32,23 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.formats import F32, Format
+from precir.kernels import fused_cuts
+from precir.kernels.divided import Parts, Split
 from precir.kernels.folding import fold, unfold
 from precir.kernels.launch import launch
 from precir.kernels.powers import power_of_two_scale
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.kernels.quantize import QuantizeError, checked_array, checked_scale
 from precir.kernels.quantize_cuda import warps
-from precir.kernels.writing import LONGEST, Writing, Written, kernels_serve, matrix, writing_of
+from precir.kernels.writing import (
+    LONGEST,
+    Writing,
+    Written,
+    agreed,
+    kernels_serve,
+    matrix,
+    writing_of,
+)
 
 _SHARP: Final = 2 * (2 / np.pi) ** 0.5
 _CUBIC: Final = 0.044715
@@ -330,12 +340,29 @@ def _batch_gradients(
     return unfold(act_gradients_p.bind(*folded, **params), size)
 
 
+def _of_one_device(split: Split, *operands: Array, writing: Writing, **params: Any) -> Results:
+    return tuple(agreed(split, writing, _on_cuda(*operands, writing=writing, **params)))
+
+
+def _gradients_of_one_device(
+    split: Split, *operands: Array, writing: Writing, **params: Any
+) -> Results:
+    results = _gradients_on_cuda(*operands, writing=writing, **params)
+    n = writing.count()
+    return *agreed(split, writing, results[:n]), *agreed(split, writing, results[n:])
+
+
 act_p = kernel_primitive(
-    "precir_act_quantize", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_act_quantize",
+    _reference,
+    platforms={"cuda": _on_cuda},
+    batch=_batch,
+    parts=Parts(fused_cuts.activation, _of_one_device),
 )
 act_gradients_p = kernel_primitive(
     "precir_act_gradients",
     _gradients_reference,
     platforms={"cuda": _gradients_on_cuda},
     batch=_batch_gradients,
+    parts=Parts(fused_cuts.activation_gradients, _gradients_of_one_device),
 )

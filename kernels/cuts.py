@@ -40,6 +40,33 @@ def given_scale_and_amax(x: Shape, scale: Shape, **_: Any) -> Rule:
     return Rule((data, scales), (data, scales), pieces, agreed=data[len(scale) :])
 
 
+def both_ways(x: Shape, *, block: tuple[int, ...], **_: Any) -> Rule:
+    """Of ``precir_quantize_both``: the matrix is the last two axes, and the transpose has blocks
+    along its own rows, which stay whole too.
+    """
+    data, scales, pieces = _blocks(x, x[:-2], block)
+    *ahead, down, across = data
+    turned = (*ahead, across, down)
+    if not block:
+        return Rule((data,), (data, scales, turned, scales), pieces, agreed=(down, across))
+    # The same factors, by the axes of the transpose.
+    own = {len(x) - 2: across, len(x) - 1: down}
+    _, its, _ = _blocks((*x[:-2], x[-1], x[-2]), (), block)
+    its = tuple(own.get(i, i) if i is not None else None for i in its)  # type: ignore[call-overload]
+    size = max(block)
+    for axis in own:
+        pieces[axis] = max(1, x[axis] // size) if x[axis] % size == 0 else 1
+    return Rule((data,), (data, scales, turned, its), pieces)
+
+
+def both_ways_given(x: Shape, scale: Shape, *, amax: bool, **_: Any) -> Rule:
+    """Of ``precir_quantize_both_given``."""
+    data, scales, pieces = _blocks(x, scale, ())
+    *ahead, down, across = data
+    results = (data, (*ahead, across, down), *([scales] if amax else []))
+    return Rule((data, scales), results, pieces, agreed=(down, across) if amax else ())
+
+
 def statistics(x: Shape, **_: Any) -> Rule:
     """Of ``precir_observe``: all of the last axis is one tensor."""
     axes, last = tuple(range(len(x))), len(x) - 1

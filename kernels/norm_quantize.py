@@ -26,14 +26,24 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.formats import F32, Format
+from precir.kernels import fused_cuts
 from precir.kernels.delayed import finite_amax
+from precir.kernels.divided import Parts, Split
 from precir.kernels.folding import fold, unfold
 from precir.kernels.launch import launch, result
 from precir.kernels.powers import power_of_two_scale
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.kernels.quantize import QuantizeError, checked_array
 from precir.kernels.quantize_cuda import power, warps
-from precir.kernels.writing import LONGEST, Writing, Written, kernels_serve, matrix, writing_of
+from precir.kernels.writing import (
+    LONGEST,
+    Writing,
+    Written,
+    agreed,
+    kernels_serve,
+    matrix,
+    writing_of,
+)
 
 ROWS: Final = 8192  # elements of the rows that a program holds
 TALL: Final = 32  # rows of a program that writes the transpose: a sector of memory
@@ -302,8 +312,17 @@ def _batch_gradients(
     return unfold(norm_gradients_p.bind(*folded, **params), size)
 
 
+def _of_one_device(split: Split, *operands: Array, writing: Writing, **params: Any) -> Results:
+    *results, mean, rstd = _on_cuda(*operands, writing=writing, **params)
+    return *agreed(split, writing, results), mean, rstd
+
+
 norm_p = kernel_primitive(
-    "precir_norm_quantize", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_norm_quantize",
+    _reference,
+    platforms={"cuda": _on_cuda},
+    batch=_batch,
+    parts=Parts(fused_cuts.norm, _of_one_device),
 )
 norm_gradients_p = kernel_primitive(
     "precir_norm_gradients",

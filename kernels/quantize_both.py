@@ -164,17 +164,65 @@ def _flipped(x: Array) -> Array:
 def _both_on_cuda(
     x: Array, *, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
 ) -> Results:
-    found = _launched(x, dtype, block, scales) if quantize_cuda.serves(x, dtype) else None
+    serves = quantize_cuda.serves(x, dtype)
+    if serves and not block and scales == F32.dtype:
+        return _under_one_scale(x, dtype, ())
+    found = _launched(x, dtype, block, scales) if serves and block else None
     if found is None:
         return _both_reference(x, dtype=dtype, block=block, scales=scales)
     data, scale, flipped, its = found
     turned = (*x.shape[:-2], *x.shape[:-3:-1])
-    shapes = [scale_shape(s, block) if block else x.shape[:-2] for s in (x.shape, turned)]
+    shapes = [scale_shape(s, block) for s in (x.shape, turned)]
     own, others = (
         quantize_cuda.as_scales(s, scales).reshape(shape)
         for s, shape in zip((scale, its), shapes, strict=True)
     )
     return data.reshape(x.shape), own, flipped.reshape(turned), others
+
+
+def _both_of_one_device(
+    split: Split, x: Array, *, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+) -> Results:
+    """What a device has of ``x``; under one scale, of all devices."""
+    if not split.agreed:
+        return _both_on_cuda(x, dtype=dtype, block=block, scales=scales)
+    if quantize_cuda.serves(x, dtype) and scales == F32.dtype:
+        return _under_one_scale(x, dtype, split.agreed)
+    params = {"dtype": dtype, "batch_ndim": x.ndim - 2, "block": (), "scales": scales}
+    data, scale = quantize_p_reference(quantize_cuda.pinned(x), across=split.agreed, **params)
+    return data, scale, _flipped(data), scale
+
+
+def _under_one_scale(x: Array, dtype: np.dtype[Any], across: tuple[str, ...]) -> Results:
+    """Quantised both ways under the largest magnitude, on devices along these axes too."""
+    from precir.kernels.triton import quantize_both as raw
+
+    (m, n), examples = x.shape[-2:], x.shape[:-2]
+    matrices = math.prod(examples)
+    parts = quantize_cuda.amax_parts(x.reshape(matrices, m * n))
+    if across:
+        parts = collectives.pmax(jnp.max(parts, axis=1, keepdims=True), across)
+    count = parts.shape[1]
+    data, flipped, scale = launch(
+        raw.both_current,
+        [x, parts],
+        [
+            result((*examples, m, n), dtype),
+            result((*examples, n, m), dtype),
+            result((matrices,), np.float32),
+        ],
+        (_tiles(matrices, m, n, TALL, WIDE),),
+        warps=quantize_cuda.warps(TALL * WIDE),
+        M=m,
+        N=n,
+        TALL=TALL,
+        WIDE=WIDE,
+        CARRY=power_of_two_carry(dtype),
+        PARTS=count,
+        PADDED=quantize_cuda.power(count),
+    )
+    scale = scale.reshape(examples)
+    return data, scale, flipped, scale
 
 
 def _launched(
@@ -184,27 +232,6 @@ def _launched(
 
     (m, n), matrices = x.shape[-2:], math.prod(x.shape[:-2])
     outs = [result((matrices, m, n), dtype), result((matrices, n, m), dtype)]
-    carry = power_of_two_carry(dtype)
-    if not block:
-        if scales != F32.dtype:
-            return None
-        parts = quantize_cuda.amax_parts(x.reshape(matrices, m * n))
-        count = parts.shape[1]
-        data, flipped, scale = launch(
-            raw.both_current,
-            [x, parts],
-            [*outs, result((matrices,), np.float32)],
-            (_tiles(matrices, m, n, TALL, WIDE),),
-            warps=quantize_cuda.warps(TALL * WIDE),
-            M=m,
-            N=n,
-            TALL=TALL,
-            WIDE=WIDE,
-            CARRY=carry,
-            PARTS=count,
-            PADDED=quantize_cuda.power(count),
-        )
-        return data, scale, flipped, scale
     size = block[1]
     if block[0] not in (1, size) or size not in (16, 32, 64, 128):
         return None
@@ -225,7 +252,7 @@ def _launched(
         N=n,
         TALL=size,
         WIDE=size,
-        CARRY=carry,
+        CARRY=power_of_two_carry(dtype),
     )
     return data, scale, flipped, its
 
@@ -241,7 +268,11 @@ def _batch_both(operands: tuple[Array], dims: Dims, **params: Any) -> tuple[Resu
 
 
 quantize_both_p = kernel_primitive(
-    "precir_quantize_both", _both_reference, platforms={"cuda": _both_on_cuda}, batch=_batch_both
+    "precir_quantize_both",
+    _both_reference,
+    platforms={"cuda": _both_on_cuda},
+    batch=_batch_both,
+    parts=Parts(cuts.both_ways, _both_of_one_device),
 )
 
 
@@ -324,6 +355,13 @@ def _amax_of_one_device(split: Split, *operands: Array, **params: Any) -> Result
     return data, collectives.pmax(amax, split.agreed) if split.agreed else amax
 
 
+def _both_given_of_one_device(split: Split, *operands: Array, **params: Any) -> Results:
+    data, flipped, *amax = _both_given_on_cuda(*operands, **params)
+    if split.agreed:
+        amax = [collectives.pmax(a, split.agreed) for a in amax]
+    return data, flipped, *amax
+
+
 quantize_amax_p = kernel_primitive(
     "precir_quantize_amax",
     _amax_reference,
@@ -336,4 +374,5 @@ quantize_both_given_p = kernel_primitive(
     _both_given_reference,
     platforms={"cuda": _both_given_on_cuda},
     batch=_batch_both_given,
+    parts=Parts(cuts.both_ways_given, _both_given_of_one_device),
 )

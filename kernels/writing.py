@@ -18,6 +18,7 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.formats import E4M3, E5M2, F32, Format, format_of
+from precir.kernels.divided import Split, collectives
 from precir.kernels.launch import fp8_gpu, result
 from precir.kernels.powers import power_of_two_carry
 from precir.kernels.quantize import (
@@ -220,6 +221,13 @@ def finite_amaxes(y: Array) -> Array:
     usual = (magnitude >= F32.smallest_normal) & (magnitude < np.inf)
     axes = tuple(range(1, y.ndim))
     return jnp.max(jnp.where(usual, magnitude, 0), axes, initial=0).astype(np.float32)
+
+
+def agreed(split: Split, writing: Writing, results: Sequence[Array]) -> list[Array]:
+    """The results of one device, the amax of which is that of all."""
+    if not writing.amax or not split.agreed or not results:
+        return list(results)
+    return [*results[:-1], collectives.pmax(results[-1], split.agreed)]
 
 
 def kernels_serve(x: Array, *others: Array) -> bool:

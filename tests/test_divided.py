@@ -15,16 +15,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import precir
-from precir.formats import F32
+from precir.formats import E8M0FNU, F32
 from precir.kernels import E4M3, E5M2, dequantize, observe, quantize, quantize_cuda
+from precir.kernels.act_quantize import act_gradients_p, act_p
 from precir.kernels.dequantize import dequantize_p
 from precir.kernels.divided import divided, sharding_rule
 from precir.kernels.division import Division, Kind, Rule, decide, device_axes, read_cuts
+from precir.kernels.norm_quantize import norm_p
 from precir.kernels.observe import observe_p
 from precir.kernels.primitive import parts_of
 from precir.kernels.quantize import quantize_given_p, quantize_p, quantize_p_reference
-from precir.kernels.quantize_both import quantize_amax_p
+from precir.kernels.quantize_both import (
+    quantize_amax_p,
+    quantize_both_given_p,
+    quantize_both_p,
+)
 from precir.kernels.scaled_dot import _prepared, scaled_dot, scaled_dot_p
+from precir.kernels.writing import Writing
 from precir.scaled import ScaledArray
 from tests.crosslower import lower_for_cuda
 from tests.interpreter import interpreted
@@ -146,6 +153,70 @@ def test_measured_and_given_scales_in_parts():
         dtype=np.dtype(np.float32), block=(1, 32),
     )  # fmt: skip
     assert_same(*found[:2])
+
+
+@pytest.mark.parametrize("block", [(), (1, 256), (1, 32), (16, 16), (1, 24)], ids=str)
+def test_a_matrix_and_its_transpose_in_parts(block):
+    params = {"dtype": E4M3.dtype, "block": block, "scales": F32.dtype}
+    for shape, spec in (((64, 256), SPECS[1]), ((64, 256), SPECS[2]), ((8, 16, 64), P("b", "a"))):
+        found = on_devices(quantize_both_p, [numbers(shape)], [spec], **params)
+        assert_same(*found[:2])
+        assert ("all-reduce" in found[2]) == (not block)
+
+
+def test_a_matrix_and_its_transpose_under_a_given_scale_in_parts():
+    given = [numbers((64, 256)), jnp.float32(0.25)]
+    for spec, amax in zip(SPECS, (False, True, True), strict=True):
+        params = {"dtype": E4M3.dtype, "amax": amax}
+        found = on_devices(quantize_both_given_p, given, [spec, P()], **params)
+        assert_same(*found[:2])
+        assert ("all-reduce" in found[2]) == amax
+
+
+WRITINGS = {
+    "given": Writing(E4M3.dtype, flip=True),
+    "blocks": Writing(E4M3.dtype, 16, flip=True),
+    "E8M0": Writing(E5M2.dtype, 32, scales=E8M0FNU.dtype, plain=np.dtype(np.float32)),
+    "rows": Writing(E4M3.dtype, 128),
+    "amax": Writing(None, amax=True),
+    "all": Writing(E5M2.dtype, flip=True, plain=np.dtype(np.float32), amax=True),
+}
+
+
+def assert_near(actual, expected):
+    """But for float32's rounding, by which a number between two of FP8 may go either way."""
+    assert len(actual) == len(expected)
+    for a, e in zip(map(np.asarray, actual), map(np.asarray, expected), strict=True):
+        assert (a.dtype, a.shape) == (e.dtype, e.shape)
+        apart = ~np.isclose(a.astype(np.float32), e.astype(np.float32), rtol=1e-5, atol=1e-6)
+        assert apart.mean() <= (0.002 if a.dtype.itemsize == 1 else 0)
+
+
+@pytest.mark.parametrize("name", WRITINGS)
+def test_norms_and_activations_in_parts(name):
+    """Rows, and where nothing is summed along them columns, are computed apart."""
+    writing, scales = WRITINGS[name], jnp.array([0.25, 4.0])
+    x, up, g = (jax.random.normal(jax.random.key(i), (2, 128, 128)) for i in range(3))
+    weight, nothing = jnp.linspace(0.5, 2, 128)[None], jnp.zeros((0, 128))
+    rows, columns = P(None, ("a", "b")), P("b", None, "a")
+    params = {"kind": "layer", "eps": 1e-6, "writing": writing}
+    each = jnp.concatenate([weight, -weight])
+    for spec, bias, lies in ((rows, nothing, P()), (columns, each, P("b"))):
+        found = on_devices(norm_p, [scales, x, weight, bias], [P(), spec, P(), lies], **params)
+        assert_near(*found[:2])
+    params = {"activation": "silu", "packed": False, "writing": writing}
+    for spec in (rows, columns):
+        actual, expected, text = on_devices(act_p, [scales, x, up], [P(), spec, spec], **params)
+        assert_near(actual, expected)
+        whole = name == "rows" and spec == columns  # a scale for all columns, which are cut
+        assert ("all-gather" in text) == whole
+        assert ("all-reduce" in text) == writing.amax
+    both = jnp.stack([scales, scales[::-1]])
+    operands, specs = [both, g, x, up], [P(), rows, rows, rows]
+    assert_near(*on_devices(act_gradients_p, operands, specs, **params)[:2])
+    operands = [both, g, jnp.concatenate([x, up], -1)]
+    params["packed"] = True
+    assert_near(*on_devices(act_gradients_p, operands, specs[:3], **params)[:2])
 
 
 @pytest.mark.parametrize("blocks", [((), ()), ((1, 128), (128, 1)), ((1, 512), (512, 1))], ids=str)

@@ -1,0 +1,78 @@
+"""Where norms and activations that are written in FP8 may be cut, for `precir.kernels.divided`.
+
+Each device computes what it has; where a largest magnitude is asked for, they agree on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Final
+
+from precir.kernels.division import Names, Rule
+from precir.kernels.writing import Writing
+
+Shape = tuple[int, ...]
+
+_EXAMPLES: Final = 0
+_ROWS: Final = 1
+_COLUMNS: Final = 2
+
+
+def norm(given: Shape, x: Shape, weight: Shape, bias: Shape, *, writing: Writing, **_: Any) -> Rule:
+    """Of ``precir_norm_quantize``: rows stay whole."""
+    written, pieces = _written(x, writing)
+    data = _EXAMPLES, _ROWS, None
+    rows = tuple((_EXAMPLES if shape[0] > 1 else None, None) for shape in (weight, bias))
+    each = _EXAMPLES, _ROWS
+    agreed = (_ROWS,) if writing.amax else ()
+    pieces[_COLUMNS] = 1
+    return Rule(((_EXAMPLES,), data, *rows), (*written, each, each), pieces, agreed=agreed)
+
+
+def activation(given: Shape, *both: Shape, packed: bool, writing: Writing, **_: Any) -> Rule:
+    """Of ``precir_act_quantize``: what is packed has two halves of each row, which stay whole."""
+    examples, rows, columns = both[0]
+    written, pieces = _written((examples, rows, columns // (1 + packed)), writing)
+    if packed:
+        pieces[_COLUMNS] = 1
+    operands = ((_EXAMPLES,), *(((_EXAMPLES, _ROWS, _COLUMNS),) * len(both)))
+    return Rule(operands, written, pieces, agreed=(_ROWS, _COLUMNS) if writing.amax else ())
+
+
+def activation_gradients(
+    given: Shape, g: Shape, *both: Shape, packed: bool, writing: Writing, **_: Any
+) -> Rule:
+    """Of ``precir_act_gradients``: as ``activation``, of one gradient or two."""
+    written, pieces = _written(both[0], writing)
+    if packed:
+        pieces[_COLUMNS] = 1
+    data = _EXAMPLES, _ROWS, _COLUMNS
+    operands = ((_EXAMPLES, None), *((data,) * (1 + len(both))))
+    agreed = (_ROWS, _COLUMNS) if writing.amax else ()
+    return Rule(operands, written * len(both), pieces, agreed=agreed)
+
+
+def _written(shape: Shape, writing: Writing) -> tuple[tuple[Names, ...], dict[Hashable, int]]:
+    """The factors of what a fused kernel writes of [examples, rows, columns], and their pieces."""
+    _, rows, columns = shape
+    size, pieces = writing.size, dict[Hashable, int](enumerate(shape))
+    names: list[Names] = []
+    data = _EXAMPLES, _ROWS, _COLUMNS
+    if writing.data is not None:
+        names.append(data)
+        if size:
+            names.append((_EXAMPLES, _ROWS, _COLUMNS if columns > size else None))
+            pieces[_COLUMNS] = _whole(columns, size)
+        if writing.flip:
+            names.append((_EXAMPLES, _COLUMNS, _ROWS))
+        if writing.flip and size:
+            names.append((_EXAMPLES, _COLUMNS, _ROWS if rows > size else None))
+            pieces[_ROWS] = _whole(rows, size)
+    names += [data] if writing.plain is not None else []
+    names += [(_EXAMPLES,)] if writing.amax else []
+    return tuple(names), pieces
+
+
+def _whole(n: int, size: int) -> int:
+    """Pieces of an axis in blocks."""
+    return n // size if n % size == 0 else 1
