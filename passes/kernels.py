@@ -127,7 +127,7 @@ class _Builder:
     def computed(self, sink: Sink) -> Fused | None:
         """A norm or an activation, quantised as it is computed."""
         sink = _turnable(sink)
-        made = self.found(sink)
+        made = self.found(sink) if sink.nodes else None
         if made is None:
             return None
         kernel = _kernel_of(made)
@@ -258,9 +258,12 @@ class _Builder:
 
     def both(self, sink: Sink) -> Fused | None:
         """A matrix and its transpose from one read."""
-        sink, first = _turnable(sink), sink.nodes[0]
+        sink = _turnable(sink)
+        if not sink.flips:
+            return None
+        first = sink.nodes[0]
         source = first.inputs[0]
-        if not sink.flips or any(n.inputs[0] is not source for n in sink.nodes):
+        if any(n.inputs[0] is not source for n in sink.nodes):
             return None
         work = replace(self.work(sink, None, sink.measured), others=False)
         if work.saved.seconds <= 0:
