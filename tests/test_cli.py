@@ -290,8 +290,9 @@ def test_static_values_are_literals_or_words() -> None:
 
 
 def test_inspect_shows_the_report_and_the_passes(
-    dumps: Path, capsys: pytest.CaptureFixture[str]
+    dumps: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # no line is cut
     assert main(["inspect", str(dumps / "fp8")]) == 0
     out = capsys.readouterr().out
     assert read_dump(dumps / "fp8").report.headline in out

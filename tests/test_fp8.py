@@ -9,6 +9,7 @@ import pytest
 
 import precir
 from precir.ir import Graph
+from precir.ops.fused import FUSED
 from tests.programs import PROGRAMS, Program, every_program, run
 
 NARROW = {"float8_e4m3fn", "float8_e5m2"}
@@ -60,9 +61,9 @@ def test_quantised_once_for_each_format(program: Program) -> None:
     graph = compiled(program).program(*args, **kwargs).graph
     for part in parts(graph):
         made = Counter(
-            (id(n.inputs[0]), str(sorted(n.params.items(), key=str)))
+            (tuple(map(id, n.inputs)), str(sorted(n.params.items(), key=str)))
             for n in part.nodes
-            if n.op == "quantize"
+            if n.op in ("quantize", *FUSED)
         )
         assert all(count == 1 for count in made.values())
 

@@ -12,6 +12,7 @@ import precir
 from precir.errors import RecipeError
 from precir.formats import power_of_two
 from precir.ir import Literal, Node
+from precir.ops.fused import FUSED
 from precir.passes.grains import Grain, grain
 from precir.report.gather import recipe_in_words
 from precir.text import externals_of, parse, print_graph
@@ -86,7 +87,8 @@ def test_compiles_to_text_and_source(program: Program, recipe: str) -> None:
     found = compiled.program(*args, **kwargs)
     assert_text_survives(found.graph)
     low = [p for p in found.assignment.products if p.low]
-    made = [n for n in found.graph.walk() if n.op == "quantize" and n.params["dtype"] in EIGHT]
+    writes = [n for n in found.graph.walk() if n.op in ("quantize", *FUSED)]
+    made = [n for n in writes if n.params["dtype"] in EIGHT]
     assert bool(low) == bool(made)
     losses, _ = run(compiled, program, steps=3)
     assert np.isfinite(losses).all()
@@ -155,8 +157,8 @@ def test_weights_and_activations_have_their_own_blocks() -> None:
             if product.low and isinstance(operand, precir.ir.Value) and operand.type.rank == 2:
                 weight = operand.type.shape in shapes
                 assert g.reach == ("128x128" if weight else "1x128")
-    writes = ("quantize", "quantize_both")
-    made = [n for n in program.graph.walk() if n.op in writes and n.params["block"] == (128, 128)]
+    writes = [n for n in program.graph.walk() if n.op in ("quantize", *FUSED)]
+    made = [n for n in writes if n.params["block"] == (128, 128)]
     assert len(made) == 2  # both weights, each once, forward and backward
     assert "E4M3/1x128 x E4M3/128x128" in str(step.report(*given()))
     text = step.source(*given())
@@ -233,7 +235,7 @@ def test_static_scales_are_those_of_what_was_seen() -> None:
     step = jax.grad(loss)
     stats = precir.observe(step, [(params, x), (params, 3 * x)])
     graph = precir.compile(step, recipe="fp8-static", stats=stats).program(params, x).graph
-    made = [n for n in graph.walk() if n.op in ("quantize", "quantize_both", "act_quantize")]
+    made = [n for n in graph.walk() if n.op in ("quantize", *FUSED)]
     assert all(type(n.inputs[-1]) is Literal for n in made)
     scales = {n.inputs[0].hint: n.inputs[1].value for n in made if n.inputs[0].node is None}
     assert scales["x"] == 2 * power_of_two(float(jnp.abs(3 * x).max()), "e4m3")

@@ -97,7 +97,9 @@ def test_fp8_products_reach_the_tensor_cores_in_fp8() -> None:
     found = taken("fp8")
     low = [p for p in found.products if p.low]
     assert {p.kernel for p in low} <= {"cuBLASLt FP8", "Triton scaled_dot"}
-    assert {p.operands for p in low} == {"f8e4m3fn x f8e4m3fn", "f8e5m2 x f8e4m3fn"}
+    # A weight's gradient may be multiplied the other way round, for it is read transposed.
+    kinds = {"f8e4m3fn x f8e4m3fn", "f8e5m2 x f8e4m3fn", "f8e4m3fn x f8e5m2"}
+    assert {"f8e4m3fn x f8e4m3fn"} < {p.operands for p in low} <= kinds
     assert found.low_share > 0.9
     assert found.recipe == "fp8"
 
