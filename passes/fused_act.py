@@ -92,18 +92,26 @@ def _cuts(
     was met left whole, for an argument may itself be a sum.
     """
     met: list[Value] = []
-    yield from _apart(value, None, position, met)
+    opens: dict[Value, bool] = {}
+    yield from _apart(value, None, position, met, opens)
     for held in met[1:]:
-        yield from _apart(value, held, position, [])
+        yield from _apart(value, held, position, [], opens)
 
 
 def _apart(
-    value: Value, held: Value | None, position: Mapping[Node, int], met: list[Value]
+    value: Value,
+    held: Value | None,
+    position: Mapping[Node, int],
+    met: list[Value],
+    opens: dict[Value, bool],
 ) -> Iterator[tuple[tuple[Value, ...], frozenset[Node]]]:
     shape = value.type.shape
     leaves, inside = {value}, set[Node]()
     for _ in range(_STEPS):
-        open_ = [v for v in leaves if v is not held and v.node and _opens(v.node)]
+        for v in leaves:
+            if v not in opens:
+                opens[v] = v.node is not None and _opens(v.node)
+        open_ = [v for v in leaves if v is not held and opens[v]]
         if not open_:
             return
         leaf = max(open_, key=lambda v: _at(v, position))
