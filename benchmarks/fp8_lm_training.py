@@ -106,7 +106,10 @@ def bytes_section(names: tuple[str, ...] = BYTES) -> Iterator[list[str]]:
 
 # --- training -------------------------------------------------------------------------------------
 
-TRAINED = ("float32", "fp8", "fp8-lm-o2", "fp8-lm-o2 + fused", "fp8-lm-block")
+TRAINED = (
+    "float32", "fp8", "fp8 + residuals", "fp8-lm-o2", "fp8-lm-o2 + fused", "fp8-lm-block",
+    "fp8-lm-block + fused + residuals",
+)  # fmt: skip
 WITHIN = 0.02
 
 

@@ -153,6 +153,8 @@ def recipe_in_words(recipe: Recipe) -> str:
     ]
     if stores:
         words += f"; between steps {'; '.join(stores)}"
+    if recipe.residuals is not None:
+        words += f"; residuals in {format_name(recipe.residuals)}"
     if recipe.update == "fused":
         words += "; updates in the loops that make their gradients"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]
