@@ -218,7 +218,7 @@ def _is_compared_inside(node: Node, value: Value) -> bool:
 _AGAIN: Final = frozenset({
     "cast", "convert_element_type", "reshape", "transpose", "squeeze", "expand_dims", "rev",
     "broadcast_in_dim", "copy", "mul", "add", "add_any", "sub", "neg", "abs", "max", "min",
-    "square", "integer_pow", "tanh", "logistic", "erf", "select_n",
+    "square", "one_minus_square", "integer_pow", "tanh", "logistic", "erf", "select_n",
 })  # fmt: skip
 
 

@@ -42,6 +42,8 @@ def _quantize(node: Node, w: Writer) -> Template:
         )
     if "scale_format" in p:
         pieces = (*pieces, f", scale_format={_format(p['scale_format'], w)}")
+    if p.get("fused"):
+        pieces = (*pieces, ", fused=True")
     return Template((f"{quantize}(", Hole(0), f", {_format(p['dtype'], w)}", *pieces, ")"))
 
 
