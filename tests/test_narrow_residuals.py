@@ -217,3 +217,18 @@ def test_fused_update_reads_narrow_stacks(arguments):
     )
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(fused), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_emitted_text(tmp_path):
+    """What a reader sees: rounded where it is made, read through a barrier."""
+
+    def model(w, x):
+        return jnp.sum(jnp.tanh(x @ w) @ w)
+
+    step = precir.compile(jax.value_and_grad(model), recipe=E4M3)
+    step.save(tmp_path / "step.py", jnp.ones((WIDTH, WIDTH)), jnp.ones((32, WIDTH)))
+    lines = [line.split("#")[0].strip() for line in (tmp_path / "step.py").read_text().split("\n")]
+    kept = [x for x in lines if "quantize(" in x or "optimization_barrier" in x or "unscale" in x]
+    assert any("E4M3, block=(1, 128))" in x for x in kept)
+    assert any("lax.optimization_barrier((" in x for x in kept)
+    assert any(".unscale()" in x for x in kept)
