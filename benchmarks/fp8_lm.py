@@ -5,6 +5,7 @@
 
 bytes         Bytes a parameter, of live arrays and of the gradients that wait for the update.
 memory        One step of a GPT of 6.6 billion parameters on one H100.
+saved         What the forward pass saves for the backward pass, in E4M3 and as it is.
 sharded       The same on eight, fully sharded: FP8-LM's O3, and what crosses the devices.
 devices       GPTs of the paper's sizes on 128 H100, against bf16-mixed.
 cards         65 billion parameters on eight cards of 24 GiB.
@@ -13,10 +14,11 @@ equal         Fused updates beside plain ones.
 ablation      What each part of the state may be stored in: the paper's table 6.
 accumulation  The error of gradients summed over micro-batches.
 
-`memory`, `sharded`, `devices` and `cards` compile for GPUs that are not there and run nothing
-(fp8_lm_memory.py, fp8_lm_sharded.py); the others run on this machine (fp8_lm_training.py), where
-FP8 is emulated: its numbers are exact. The results go to benchmarks/results/fp8_lm.md, section by
-section: a part that was not run keeps the section it has. fp8_lm.png is drawn of what they say.
+`memory`, `saved`, `sharded`, `devices` and `cards` compile for GPUs that are not there and run
+nothing (fp8_lm_memory.py, fp8_lm_sharded.py); the others run on this machine
+(fp8_lm_training.py), where FP8 is emulated: its numbers are exact. The results go to
+benchmarks/results/fp8_lm.md, section by section: a part that was not run keeps the section it has.
+fp8_lm.png is drawn of what they say.
 """
 
 import argparse
@@ -42,6 +44,7 @@ OUT = Path(__file__).parent / "results" / "fp8_lm.md"
 PARTS: dict[str, tuple[str, Callable[[], Iterator[list[str]]]]] = {
     "bytes": ("Bytes a parameter", of_training.bytes_section),
     "memory": ("6.6 billion parameters on one H100", of_memory.memory_section),
+    "saved": ("What is saved for the backward pass", of_memory.saved_section),
     "sharded": ("6.6 billion parameters on eight H100", of_sharding.sharded_section),
     "devices": ("GPTs on 128 H100", of_memory.devices_section),
     "cards": ("65 billion parameters on eight cards of 24 GiB", of_memory.cards_section),

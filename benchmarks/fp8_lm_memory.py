@@ -100,9 +100,15 @@ def measure(shape: Any, recipe: Any, layout: Layout, target: str) -> tuple[Memor
 
 
 def named(name: str) -> Any:
-    """The recipe of a row: a name, and perhaps "+ fused"."""
-    plain = name.removesuffix(" + fused")
-    return precir.recipe(plain, update="plain" if plain == name else "fused")
+    """The recipe of a row: a name, and perhaps "+ fused" or "+ residuals"."""
+    plain, *changes = name.split(" + ")
+    recipe = precir.recipe(plain)
+    for change in changes:
+        recipe = recipe.replace(**CHANGES[change])
+    return recipe
+
+
+CHANGES = {"fused": {"update": "fused"}, "residuals": {"residuals": "float8_e4m3fn"}}
 
 
 def gib(count: float) -> str:
@@ -152,6 +158,42 @@ def memory_section(names: tuple[str, ...] = ONE) -> Iterator[list[str]]:
     )
     for lines in table(shape, names, Layout(), "h100"):
         yield [intro, "", *lines]
+
+
+# --- what is saved for the backward pass ----------------------------------------------------------
+
+SAVED = ("bf16-mixed", "fp8", "fp8 + residuals", "bf16-mixed + residuals")
+
+
+def saved_section(names: tuple[str, ...] = SAVED) -> Iterator[list[str]]:
+    """The same model with and without remat, what the forward pass saves in E4M3 or as it is."""
+    shape = shapes.SEVEN_B
+    head = [
+        "The same model, without remat and with it; `+ residuals` is "
+        '`residuals="float8_e4m3fn"` (COAT, arXiv 2410.19313). *Saved* is what the forward pass '
+        "makes and the backward pass reads, as the compiled program has it, and the bytes of it "
+        "in each format; GiB on one H100.",
+        "",
+        "| | recipe | saved | formats | temporaries | peak |",
+        "| --- | --- | ---: | --- | ---: | ---: |",
+    ]  # fmt: skip
+    lines: list[str] = []
+    for remat in (False, True):
+        for name in names:
+            jax.clear_caches()
+            asked = replace(shape, remat=remat)
+            found, _ = measure(asked, named(name), Layout(), "h100")
+            step = precir.compile(shapes.make_train_step(asked), recipe=named(name))
+            report = step.report(*shapes.abstract_args(asked))
+            formats = ", ".join(f"{gib(f.bytes)} {f.format}" for f in report.residual_formats
+                                if f.bytes > GIB / 20)  # fmt: skip
+            cells = (
+                "remat" if remat else "no remat", name, gib(report.residual_bytes), formats,
+                gib(found.temporary), gib(found.peak),
+            )  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+            print(lines[-1], flush=True)
+            yield [*head, *lines]
 
 
 # --- 128 H100 -------------------------------------------------------------------------------------

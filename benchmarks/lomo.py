@@ -11,6 +11,7 @@ depth   Temporary bytes of one step of a small GPT (blocks of 256, 32 tokens) wi
         plain (recipe float32) and fused (recipe lomo): layers unrolled and in a scan, SGD and
         Adam, with and without clipping by the global norm; state donated. "Growth" is from the
         last depth but one to the last, for each layer, in units of one layer's parameters.
+grows   Which arrays unrolled layers add, from XLA's buffer assignment: activations or gradients.
 large   A transformer of 6.6 billion parameters (32 layers of 4096, 32 heads, 2048 tokens, batch 1,
         vocabulary 32000; scan with remat, bfloat16 compute, float32 parameters): arguments and
         temporaries of one step on an H100.
@@ -30,6 +31,9 @@ import datetime
 import importlib.metadata
 import os
 import platform
+import re
+import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -52,9 +56,9 @@ GIB = 2**30
 # -- the machines ----------------------------------------------------------------------------------
 
 
-def on_h100(step: Any, arguments: Any) -> precir.target.Memory:
+def on_h100(step: Any, arguments: Any, **options: Any) -> precir.target.Memory:
     """What one step takes of an H100, its products as XLA chooses where there is none to time."""
-    usual = {"xla_gpu_enable_triton_gemm": True}
+    usual = {"xla_gpu_enable_triton_gemm": True, **options}
     return precir.memory(step, *arguments, target="h100", compiler_options=usual)
 
 
@@ -158,14 +162,86 @@ def tokens(batch: int, time: int) -> Any:
 # -- against depth ---------------------------------------------------------------------------------
 
 
-def temporaries(form: str, name: str, recipe: str, target: str, layers: int) -> int:
-    """Temporary bytes of one step of the small GPT."""
+def small(form: str, name: str, recipe: str, layers: int) -> tuple[Any, Any]:
+    """A step of the small GPT, and its arguments."""
     params = shapes(layers, 256, 1024, 512)
     params = apart(params) if form == "unrolled" else params
     optimizer = OPTIMIZERS[name]()
     state = params, jax.eval_shape(optimizer.init, params)
     step = precir.compile(train_step(optimizer, 4, jnp.float32), recipe=recipe, donate_argnums=0)
-    return taken(step, (state, tokens(2, 16)), target)
+    return step, (state, tokens(2, 16))
+
+
+def temporaries(form: str, name: str, recipe: str, target: str, layers: int) -> int:
+    """Temporary bytes of one step of the small GPT."""
+    step, arguments = small(form, name, recipe, layers)
+    return taken(step, arguments, target)
+
+
+# -- what grows ------------------------------------------------------------------------------------
+
+
+def saved(layers: int) -> int:
+    """Bytes that the unrolled model's forward pass saves for its backward pass, all layers."""
+    step, arguments = small("unrolled", "SGD", "float32", layers)
+    return int(step.report(*arguments).residual_bytes)
+
+
+def places(step: Any, arguments: Any, target: str) -> Counter[int]:
+    """How many places of each size XLA has for temporary arrays: its buffer assignment."""
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        if target == "h100":
+            on_h100(step, arguments, **options)
+        else:
+            step.lower(*arguments).compile(compiler_options=options)
+        text = max((p.read_text() for p in Path(folder).glob("*buffer-assignment.txt")), key=len)
+    found: Counter[int] = Counter()
+    for part in re.split(r"^allocation ", text, flags=re.MULTILINE):
+        if "preallocated-temp" in part.partition("\n")[0]:
+            sizes: dict[str, int] = {}
+            for size, offset in re.findall(r"\(size=(\d+),offset=(\d+)\)", part):
+                sizes[offset] = max(int(size), sizes.get(offset, 0))
+            found.update(sizes.values())
+    return found
+
+
+def grows_section(targets: list[str], names: list[str]) -> Iterator[list[str]]:
+    """Why unrolled layers grow by what they do."""
+    few, many = 8, 16
+    a_layer = (saved(many) - saved(few)) / (many - few)
+    lines = [
+        "## What grows with unrolled layers", "",
+        f"Unrolled layers are not rematerialised, as those in a scan are here: one saves "
+        f"{a_layer:,.0f} bytes for the backward pass, {a_layer / one_layer():.4f} of a layer's "
+        "parameters (what forward nodes make and backward nodes read), of which XLA computes some "
+        "again. So that, and 0.05, is the most that a layer may add. Places for temporary arrays "
+        f"in XLA's buffer assignment that {many} layers have more than {few}, for each layer, by "
+        "the size of the largest array in them. An activation of the model is 32,768 bytes, one "
+        "of the MLP 131,072; a gradient is 262,144 at the least. With two backward passes XLA "
+        "keeps what both read and computes less again; on the CPU two activations a layer twice, "
+        "as f32[256,32] beside f32[32,256], most of the 0.03 that it is over.", "",
+        "| | optimizer | update | activations, 32,768 bytes | of the MLP, 131,072 "
+        "| gradients, 262,144 and more | growth | at most |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]  # fmt: skip
+    for target in targets:
+        for name in names:
+            for recipe, shown in (("float32", "plain"), ("lomo", "fused")):
+                jax.clear_caches()
+                more = places(*small("unrolled", name, recipe, many), target)
+                more.subtract(places(*small("unrolled", name, recipe, few), target))
+                grads = sum(n for size, n in more.items() if size >= 262_144)
+                sizes = [temporaries("unrolled", name, recipe, target, n) for n in (few, many)]
+                counts = [f"{n / (many - few):.2f}" for n in (more[32768], more[131072], grads)]
+                at_most = f"{a_layer / one_layer() + 0.05:.4f}"
+                cells = (
+                    target.upper(), name, shown, *counts,
+                    f"{growth(sizes, [few, many]):.4f}", at_most,
+                )  # fmt: skip
+                lines.append(f"| {' | '.join(cells)} |")
+                print(lines[-1], flush=True)
+                yield lines
 
 
 def one_layer() -> int:
@@ -314,10 +390,12 @@ def main() -> None:
     ]
     largest = [] if options.no_large else [*large_section(options.optimizers), ""]
     rows: list[Row] = []
+    grown: list[str] = []
 
     def write() -> None:  # after each row: all of it takes long
         depth = [*depth_section(rows, options.depths), "", "![Temporaries](lomo.png)", ""]
-        (options.out / "lomo.md").write_text("\n".join([*text, *largest, *(depth if rows else [])]))
+        found = [*(depth if rows else []), *grown]
+        (options.out / "lomo.md").write_text("\n".join([*text, *largest, *found]))
 
     write()
     for row in depth_rows(options.targets, options.depths, options.optimizers, options.forms):
@@ -325,6 +403,11 @@ def main() -> None:
         write()
     if rows:
         picture(rows, options.depths, options.out / "lomo.png")
+    if "unrolled" in options.forms:
+        names = [n for n in options.optimizers if n.startswith("SGD")]
+        for lines in grows_section(options.targets[::-1], names):
+            grown[:] = [*lines, ""]
+            write()
 
 
 if __name__ == "__main__":

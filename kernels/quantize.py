@@ -54,6 +54,7 @@ def quantize(
     block: tuple[int, ...] = (),
     scale: ArrayLike | None = None,
     scale_format: DTypeLike | Format = F32,
+    fused: bool = False,
 ) -> ScaledArray:
     """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3, E5M2 or a wider format.
 
@@ -79,11 +80,16 @@ def quantize(
     (delayed and static scaling), and what leaves the format's range saturates. With
     ``scaling="unit"`` that is 1: the control that shows what scaling is for.
 
+    With ``fused`` no kernel of precir's reads ``x``: XLA quantises it as it computes it, once for
+    the scale and once for the data, so that it need not be in memory as a whole.
+
     Under ``jax.vmap`` each example has its own scale. Not differentiable. Raises
     ``QuantizeError`` (a ``TypeError``) on other dtypes, formats, scalings, blocks and scales.
     """
     dtype, x = checked_format(format), checked_array(x)
     block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
+    if scale is None and scaling == "current" and fused:
+        return quantize_reference(x, dtype, block=block, scale_format=scale_format)
     if scale is None and scaling == "current":
         data, own = quantize_p.bind(x, dtype=dtype, batch_ndim=0, block=block, scales=scales)
         return ScaledArray(data, own, block)

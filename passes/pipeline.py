@@ -21,6 +21,7 @@ from precir.passes.facts import Facts, infer_facts
 from precir.passes.gradients import narrow_gradients
 from precir.passes.kernels import Fused, fuse_kernels
 from precir.passes.loss_scale import SCALE, STEPS, scale_loss
+from precir.passes.narrow_residuals import narrow_residuals
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
 from precir.passes.residuals import share_residuals
@@ -167,7 +168,13 @@ def _stored(state: State) -> State:
 
 
 def _residuals(state: State) -> State:
-    return replace(state, graph=share_residuals(state.graph))
+    graph, recipe = share_residuals(state.graph), state.recipe
+    if recipe.residuals is None:
+        return replace(state, graph=graph)
+    keep_last = recipe.last_product is not None
+    graph, kept = narrow_residuals(graph, recipe.residuals, keep_last)
+    assignment = replace(state.assignment, kept={**state.assignment.kept, **kept})
+    return replace(state, graph=graph, assignment=assignment)
 
 
 def _delayed(state: State) -> State:

@@ -82,10 +82,10 @@ def _only_quantized(body: Graph, value: Value) -> Node | None:
     users = body.users.get(value, ())
     if value in body.outputs or not users or any(u.op != "quantize" for u in users):
         return None
-    return users[0] if all(_alike(u, users[0]) for u in users) else None
+    return users[0] if all(alike(u, users[0]) for u in users) else None
 
 
-def _alike(a: Node, b: Node) -> bool:
+def alike(a: Node, b: Node) -> bool:
     """Two quantisations that give the same of the same, in whatever sub-program they stand: a
     scale that is given them is a number.
     """
@@ -101,7 +101,7 @@ def _hand_on(body: Graph, makes: Mapping[int, _Handed]) -> Graph:
         assert isinstance(value, Value)
         known = [
             n for n in body.users.get(value, ())
-            if n.op == "quantize" and n.inputs[0] is value and _alike(n, handed.quantize)
+            if n.op == "quantize" and n.inputs[0] is value and alike(n, handed.quantize)
         ]  # fmt: skip
         if not known:
             known = [handed.quantize.like(inputs=[value, *handed.quantize.inputs[1:]])]

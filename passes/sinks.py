@@ -12,6 +12,7 @@ from precir.scaled import full_block
 
 _CASTS: Final = ("convert_element_type", "cast")
 _WIDE: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
+_EIGHT: Final = ("float8_e4m3fn", "float8_e5m2")
 
 
 @dataclass
@@ -67,11 +68,15 @@ class Sink:
 
 
 def find_sinks(graph: Graph) -> list[Sink]:
-    """One for each value that is quantised, in program order."""
+    """One for each value that is quantised to 8 bits, in program order; what is stored between
+    steps is not among them.
+    """
     outputs = {o for o in graph.outputs if isinstance(o, Value)}
     groups: dict[Value, list[Node]] = {}
     for node in graph:
-        if node.op == "quantize" and isinstance(node.inputs[0], Value):
+        if node.op != "quantize" or node.params["dtype"] not in _EIGHT or node.params.get("fused"):
+            continue
+        if isinstance(node.inputs[0], Value):
             groups.setdefault(root(node.inputs[0]), []).append(node)
     found = []
     for value, nodes in groups.items():

@@ -152,7 +152,7 @@ def _quantized(rewrite: Rewrite, value: Value, kind: Type) -> Operand:
     made = value.node
     if made is not None and made.op == "dequantize" and made.inputs[0].type == kind:
         return made.inputs[0]  # as it came
-    params: dict[str, object] = {"dtype": kind.dtype, "scaling": "current"}
+    params: dict[str, object] = {"dtype": kind.dtype, "scaling": "current", "fused": True}
     if kind.block:
         params["block"] = kind.block
     node = Node("quantize", [value], [kind], params, phase=UPDATE)

@@ -107,6 +107,9 @@ class Recipe:
         which is seen from how the update uses it (`precir.passes.classes`).
       weight_gradient: format of the gradients of stored weights between their product and the
         update; None leaves them as they are.
+      residuals: format in which the backward pass finds what the forward pass saves for it, where
+        that may be rounded: "bfloat16", or 8 bits under a scale for every 128 elements of a row
+        (COAT, arXiv 2410.19313); None leaves it as it is.
       loss_scaling: whether gradients are computed of the loss times a scale that grows until they
         overflow (Micikevicius et al., arXiv 1710.03740).
       update: where parameters are updated: "plain" (where the program says), or "fused" (in the
@@ -135,6 +138,7 @@ class Recipe:
     first_moment: Store | None = None
     second_moment: Store | None = None
     weight_gradient: str | None = None
+    residuals: str | None = None
     loss_scaling: bool = False
     update: str = "plain"
     kernels: str = "fused"
@@ -174,6 +178,10 @@ class Recipe:
             )
         if self.weight_gradient is not None:
             _among("weight_gradient", self.weight_gradient, _NARROW)
+        if self.residuals is not None:
+            _among("residuals", self.residuals, (*_NARROW, "bfloat16"))
+            if self.scaling == "propagated":
+                raise RecipeError("propagated scales keep residuals in the format they are made in")
         for field in ("forward", "gradient"):
             if getattr(self, field) is not None:
                 _among(field, getattr(self, field), _NARROW)

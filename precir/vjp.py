@@ -213,7 +213,7 @@ def make_pair(
     forward = _loaded(first, forward_signature)
     backward = _loaded(second, backward_signature)
     rules = any(n.op in ("custom_jvp_call", "custom_vjp_call") for n in joint.graph.walk())
-    exact = program.recipe.mode == KEEP and not rules
+    exact = program.recipe.mode == KEEP and not rules and program.recipe.residuals is None
     return Pair(forward, backward, perturbed, joint.float_outputs, state.graph, exact)
 
 
@@ -388,7 +388,7 @@ def _cut(graph: Graph, joint: _Joint) -> tuple[Graph, Graph, int]:
     second: list[Node] = []
     for node in graph.nodes:
         late = any(o in behind for o in node.inputs if isinstance(o, Value)) or (
-            node.phase == BACKWARD and node.op != "constant" and not _reads_values(node)
+            node.phase == BACKWARD and node.op != "constant" and _begins(node)
         )
         if late:
             second.append(node)
@@ -413,8 +413,9 @@ def _cut(graph: Graph, joint: _Joint) -> tuple[Graph, Graph, int]:
     return forward, backward, len(residuals)
 
 
-def _reads_values(node: Node) -> bool:
-    return any(isinstance(o, Value) for o in node.inputs)
+def _begins(node: Node) -> bool:
+    """Whether a backward node reads nothing that was made, or what is kept for it narrow."""
+    return node.op == "optimization_barrier" or not any(isinstance(o, Value) for o in node.inputs)
 
 
 def _renamed(

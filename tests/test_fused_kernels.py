@@ -414,6 +414,18 @@ def test_what_is_only_quantised_is_stored_in_16_bits() -> None:
     assert weight.op in ("quantize", "quantize_both")  # its digits are kept
 
 
+def test_what_is_stored_between_steps_keeps_its_digits_on_the_way() -> None:
+    def step(p, x):
+        loss, g = jax.value_and_grad(lambda p: jnp.mean(mlp(p, x) ** 2))(p)
+        return jax.tree.map(lambda p, g: p - 1e-2 * g, p, g), loss
+
+    compiled = precir.compile(step, recipe="fp8-lm-o2")
+    graph = compiled.program(*compiled.init(weights(), X)).graph
+    stored = [n for n in nodes(graph, "quantize") if n.params.get("fused")]
+    assert len(stored) >= 2
+    assert {n.inputs[0].type.dtype for n in stored} == {"float32"}
+
+
 WORK = Work(
     elements=1 << 24, width=4, read=2 << 24, made=0, measured=False, lying=True, apart=0,
     copied=False, turned=False, others=False,

@@ -406,3 +406,13 @@ def test_cuda_keeps_the_product_in_fp8() -> None:
 def test_one_name_only() -> None:
     run = subprocess.run([sys.executable, "-c", "import kernels"], capture_output=True, text=True)
     assert "import precir.kernels" in run.stderr
+
+
+@pytest.mark.parametrize("block", [(), (1, 128)])
+def test_fused_quantisation_is_the_same_and_binds_no_kernel(block: tuple[int, ...]) -> None:
+    x = jax.random.normal(jax.random.key(0), (4, 200)) * 3
+    one, other = quantize(x, E4M3, block=block), quantize(x, E4M3, block=block, fused=True)
+    np.testing.assert_array_equal(one.data.view(np.uint8), other.data.view(np.uint8))
+    np.testing.assert_array_equal(one.scale, other.scale)
+    text = str(jax.make_jaxpr(lambda x: quantize(x, E4M3, block=block, fused=True))(x))
+    assert "precir_quantize" not in text

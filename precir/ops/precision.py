@@ -36,6 +36,8 @@ def _quantize(node: Node, w: Writer) -> Template:
         )
     if "scale_format" in p:
         pieces = (*pieces, f", scale_format={format_source(p['scale_format'], w)}")
+    if p.get("fused"):
+        pieces = (*pieces, ", fused=True")
     return Template((f"{quantize}(", Hole(0), f", {format_source(p['dtype'], w)}", *pieces, ")"))
 
 

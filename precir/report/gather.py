@@ -173,6 +173,8 @@ def recipe_in_words(recipe: Recipe) -> str:
         words += f"; between steps {'; '.join(stores)}"
     if recipe.kernels == "plain" and recipe.forward is not None:
         words += "; no fused kernels"
+    if recipe.residuals is not None:
+        words += f"; residuals in {format_name(recipe.residuals)}"
     if recipe.update == "fused":
         words += "; updates in the loops that make their gradients"
     kept = [f"{format_name(o.keep)} at {o.scope}" for o in recipe.overrides]

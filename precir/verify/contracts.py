@@ -68,13 +68,14 @@ def _scan(node: Node) -> Wrong:
     yield from _agree("inputs of the body", body.inputs[:last], node.inputs[:last])
     yield from _agree("carried results of the body", body.outputs[:carry], body.inputs[first:last])
     yield from _agree("carried results", node.outputs[:carry], body.inputs[first:last])
-    slices = [_stacked(v.type, p["length"]) for v in body.inputs[last:]]
+    slices = [stacked(v.type, p["length"]) for v in body.inputs[last:]]
     yield from _agree_types("scanned operands", [v.type for v in node.inputs[last:]], slices)
-    stacks = [_stacked(v.type, p["length"]) for v in body.outputs[carry:]]
+    stacks = [stacked(v.type, p["length"]) for v in body.outputs[carry:]]
     yield from _agree_types("stacked results", [v.type for v in node.outputs[carry:]], stacks)
 
 
-def _stacked(type_: Type, length: int) -> Type:
+def stacked(type_: Type, length: int) -> Type:
+    """The type of what a scan of `length` steps stacks."""
     scale = None if type_.scale is None else (length, *type_.scale)
     return Type((length, *type_.shape), type_.dtype, False, scale, type_.block)
 
