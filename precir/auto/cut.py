@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from precir.auto.cost import Model
 from precir.auto.errors import Errors, Pair
-from precir.auto.places import WIDE, Places, is_wide
+from precir.auto.places import WIDE, Places, is_wide, origin
 from precir.ir import Node, Value
 
 FP8, FP8_BLOCK, BF16, F32 = "fp8", "fp8-block", "bfloat16", "float32"
@@ -94,6 +94,7 @@ class Cut:
 
     def rounding(self, value: Value) -> int:
         """On the sink's side where a value is rounded to 16 bits, for itself or a reader."""
+        value = origin(value)
         key = value, "rounded"
         if key not in self.copies:
             self.copies[key] = v = self.vertex()

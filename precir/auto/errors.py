@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from precir.auto.places import HALF, Places, moves
+from precir.auto.places import HALF, Places, exact, is_wide, origin
 from precir.auto.sense import Moved, Sensitivity
 from precir.ir import Node, Value
 from precir.passes.assign import Assignment
@@ -85,21 +85,27 @@ class Errors:
 
     def parts(self, places: Places, made: Assignment) -> Iterator[tuple[Node | Value, Pair]]:
         """What each rounding adds: of a product's 8-bit operands, by the product; of a value that
-        is rounded to 16 bits, for itself or for somebody who reads it so, by the value.
+        is rounded to 16 bits, for itself or for somebody who reads it so, by the value. What is
+        chosen among rounded numbers is rounded already; among wide ones, as it is chosen.
         """
         low = {p.node: p for p in made.products}
         rounded: dict[Value, None] = {}
+        already: set[Value] = set()
         for node in (*places.ops, *places.multiplied):
             product = low.get(node)
             if product is not None and product.low:
                 one, blocks = self.uses(node)
                 yield node, one if product.grains[0].reach == "tensor" else blocks
             elif made.compute.get(node) == HALF:
-                rounded.update((o, None) for o in node.inputs if isinstance(o, Value))
-            if not moves(node):
-                rounded.update((v, None) for v in node.outputs if made.dtype(v) == HALF)
+                read = [origin(o) for o in node.inputs if isinstance(o, Value) and is_wide(o)]
+                if exact(node):
+                    if all(made.dtype(o) == HALF for o in read):
+                        already.update(node.outputs)
+                else:
+                    rounded.update((o, None) for o in read)
+            rounded.update((v, None) for v in node.outputs if made.dtype(v) == HALF)
         for value in rounded:
-            if value in self._values:
+            if value in self._values and value not in already:
                 yield value, self._values[value]
 
 

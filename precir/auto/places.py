@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 from scipy.cluster.hierarchy import DisjointSet
 
 from precir.domains.stats import Stats
-from precir.ir import UPDATE, Graph, Node, Value
+from precir.ir import UPDATE, Graph, Literal, Node, Value
 from precir.kernels.tap import Rounding
 from precir.ops import Keeps, op_named
 from precir.passes.assign import (
@@ -30,6 +31,8 @@ _HALF: Final[Rounding] = (HALF, ())
 _CHOOSING: Final = frozenset(
     {"select_n", "pad", "concatenate", "stack", "dynamic_update_slice", "reduce_max", "reduce_min"}
 )
+# Besides these, what only chooses or changes signs.
+_EXACT: Final = _CHOOSING | {"gather", "max", "min", "neg", "abs", "stop_gradient", "copy"}
 _NEVER: Final = frozenset({"argmax", "argmin", "sort", "top_k", "cummax", "cummin", "rem"})
 WIDE: Final = object()  # what is float32 whatever is chosen
 
@@ -206,6 +209,30 @@ def _is_free(node: Node, keeps: Keeps) -> bool:
 def moves(node: Node) -> bool:
     """Whether it makes no numbers of its own, and has its operand's format."""
     return op_named(node.op).keeps is Keeps.MOVE and node.op != "gather"
+
+
+def exact(node: Node) -> bool:
+    """An op that rounds nothing if its operands are numbers of its format: it chooses among them,
+    or multiplies them by a power of two.
+    """
+    if node.op in ("mul", "div"):
+        factors = node.inputs if node.op == "mul" else node.inputs[1:]
+        return any(isinstance(o, Literal) and _is_power(o.value) for o in factors)
+    return node.op in _EXACT
+
+
+def _is_power(value: object) -> bool:
+    return isinstance(value, float) and abs(math.frexp(value)[0]) == 0.5
+
+
+def origin(value: Value) -> Value:
+    """What a value is, before it was moved."""
+    while value.node is not None and moves(value.node):
+        source = value.node.inputs[0]
+        if not isinstance(source, Value) or not is_wide(source):
+            return value
+        value = source
+    return value
 
 
 def is_wide(value: Value) -> bool:
