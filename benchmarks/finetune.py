@@ -7,7 +7,7 @@ training   Test accuracy, loss, state and time of a step under every recipe, thr
 failure    What `precir check` says of the train step in float16, before anything is trained; then
            what becomes of it under 16-true.
 memory     One step on an H100 that is not there, by XLA's own compiler.
-inference  The weights trained in float32, read in fewer bits: bfloat16, and FP8 as
+inference  The weights trained in float32, read in fewer bits: bfloat16, and FP8 and int8 as
            `precir.quantize_model` stores them (about two minutes).
 
 The model and the data are those of examples/finetune_minilm.py: all-MiniLM-L6-v2, 22.6 million
@@ -51,7 +51,7 @@ BASE = "32-true"
 TRAINED = (BASE, "bf16-mixed", "16-mixed", "bf16-true", "16-true", "fp8")
 ONCE = ("fp8-block", "fp8-lm-o2", "64-true")  # with the first seed alone
 SEEDS = (0, 1, 2)
-WEIGHTS, POINTS, COSINE = 0.30, 1.0, 0.99  # wanted of FP8: at most, at most, and at least
+WEIGHTS, POINTS, COSINE = 0.30, 1.0, 0.99  # wanted of 8 bits: at most, at most, at least
 WITHIN = {"bf16-mixed": 1.0, "16-mixed": 1.0, "fp8": 2.0, "fp8-block": 2.0}  # points
 CONFIG = finetune.Config(steps=60)
 COLUMNS = {"recipe", "model", "", "matrix products in"}  # of text
@@ -292,8 +292,9 @@ def infer(out: Path) -> Iterator[list[str]]:
         "are exact, its time says nothing of a GPU. *Weights*: all of them, scales included. "
         "*Right*: by the classifier that was trained with the encoder. *Cosine*: of each embedding "
         f"with that of float32. fp8-inference is calibrated on {inference.SEEN} snippets "
-        f"of those to train on. Wanted of FP8: at most {WEIGHTS:.2f} of float32's bytes, at most "
-        f"{POINTS:g} point fewer right, a mean cosine of at least {COSINE}.",
+        f"of those to train on; int8-inference needs none, and multiplies in bfloat16, to which it "
+        f"dequantises each weight for its product. Wanted of 8 bits: at most {WEIGHTS:.2f} of "
+        f"float32's bytes, at most {POINTS:g} point fewer right, a mean cosine of at least {COSINE}.",
         "",
         *table((*inference.HEADINGS, ""), rows),
         "",
@@ -307,8 +308,8 @@ def infer(out: Path) -> Iterator[list[str]]:
 
 
 def wanted(found: dict[str, inference.Inference], name: str, asked: finetune.Batch) -> str:
-    """What a model in FP8 misses of what was wanted of it."""
-    if not name.startswith("fp8"):
+    """What a model in 8 bits misses of what was wanted of it."""
+    if not name.startswith(tuple(inference.STORED)):
         return ""
     first, it = found["float32"], found[name]
     worse = 100 * (finetune.right(first.logits, asked) - finetune.right(it.logits, asked))
