@@ -294,7 +294,8 @@ def infer(out: Path) -> Iterator[list[str]]:
         f"with that of float32. fp8-inference is calibrated on {inference.SEEN} snippets "
         f"of those to train on; int8-inference needs none, and multiplies in bfloat16, to which it "
         f"dequantises each weight for its product. Wanted of 8 bits: at most {WEIGHTS:.2f} of "
-        f"float32's bytes, at most {POINTS:g} point fewer right, a mean cosine of at least {COSINE}.",
+        f"float32's bytes, at most {POINTS:g} point fewer right, a mean cosine of at least "
+        f"{COSINE}.",
         "",
         *table((*inference.HEADINGS, ""), rows),
         "",
