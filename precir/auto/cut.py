@@ -82,15 +82,23 @@ class Cut:
             for value in node.outputs:
                 if is_wide(value):
                     self.never.append((self.rounding(value), self.of(value)))
-            for operand in node.inputs:
+            for i, operand in enumerate(node.inputs):
                 if isinstance(operand, Value) and is_wide(operand):
-                    self.never.append((self.rounding(operand), self.of(node.outputs[0])))
+                    self.read(node, i, operand)
                     cast = model.converting(operand, self.places.times[node])
                     ends = self.of(operand), self.of(node.outputs[0])
                     self.pay(*ends, cast)
                     self.pay(*ends[::-1], cast)
         for node in self.places.multiplied:
             self._product(node)
+
+    def read(self, node: Node, i: int, operand: Value) -> None:
+        """What rounding a wide operand for this reader adds, others reading it too."""
+        one, out = self.errors.read(node, i), self.of(node.outputs[0])
+        if one is None:
+            self.never.append((self.rounding(operand), out))
+        elif self.of(operand) != out:
+            self.pay(self.of(operand), out, 0.0, one)
 
     def rounding(self, value: Value) -> int:
         """On the sink's side where a value is rounded to 16 bits, for itself or a reader."""
@@ -107,9 +115,9 @@ class Cut:
         narrow, times = self.places.products.get(node), self.places.times[node]
         wide, half = model.product(node, "tf32", 4), model.product(node, "bf16", 2)
         self.narrower(out, half - wide)
-        for operand in node.inputs:
+        for i, operand in enumerate(node.inputs):
             if isinstance(operand, Value):
-                self.never.append((self.rounding(operand), out))
+                self.read(node, i, operand)
                 self.never.append((self.copy(operand, times), out))
         if narrow is None:
             self.never.append((self.rounding(node.outputs[0]), out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -56,6 +57,7 @@ class Places:
       ops: other ops that may compute in 16 bits.
       times: how often each node runs.
       groups: values that have one format together, and `WIDE`.
+      reads: how many operands each value is, once moved; results of a graph count too.
       why: why an op or product may not leave float32, or get 8 bits, by what was proved or seen.
     """
 
@@ -65,6 +67,7 @@ class Places:
     ops: list[Node] = field(default_factory=list)
     times: dict[Node, int] = field(default_factory=dict)
     groups: DisjointSet = field(default_factory=lambda: DisjointSet([WIDE]))
+    reads: Counter[Value] = field(default_factory=Counter)
     why: dict[Node, str] = field(default_factory=dict)
 
     def wish(self, graph: Graph) -> Sequence[Tap]:
@@ -78,6 +81,11 @@ class Places:
                     assert isinstance(operand, Value)
                     kinds = [(p.operands[i], p.grains[i].block) for p in (n.tensor, n.block)]
                     taps.append(Tap(operand, (*kinds, _HALF), node, i))
+            elif node in free and not exact(node):
+                taps += [
+                    Tap(o, (_HALF,), node, i) for i, o in enumerate(node.inputs)
+                    if isinstance(o, Value) and is_wide(o) and self.reads[origin(o)] > 1
+                ]  # fmt: skip
             if node in free:
                 taps += [Tap(v, (_HALF,)) for v in node.outputs if is_wide(v) and v in graph.users]
             elif not node.regions and not moves(node):
@@ -116,10 +124,13 @@ class _Finder:
 
     def graph(self, graph: Graph, times: int, inputs: Sequence[object] | None = None) -> None:
         """Find the places of one graph; `inputs` are what its inputs have one format with."""
+        self.places.reads.update(origin(o) for o in graph.outputs if isinstance(o, Value))
         for i, value in enumerate(graph.inputs):
             self.groups.add(value)
             self.groups.merge(value, WIDE if inputs is None else inputs[i])
         for node in graph:
+            if not moves(node):
+                self.places.reads.update(origin(o) for o in node.inputs if isinstance(o, Value))
             self.places.times[node] = times
             for value in node.outputs:
                 self.groups.add(value)
