@@ -197,6 +197,18 @@ def test_a_recipe_gives_every_op_its_format(params, choice):
                 assert program.assignment.compute[b] == right[a], (a.op, str(a.source))
 
 
+def test_rounding_the_loss_itself_counts(params, choice):
+    """Which nothing in the program reads, and which is one number in 16 bits."""
+    chooser: Chooser = choice._chooser
+    node = chooser.graph.outputs[chooser.loss].node
+    nodes = (*chooser.places.multiplied, *chooser.places.ops)
+    point = chooser.point({n: BF16 if n is node else F32 for n in nodes})
+    batches = [(params, batch(i)) for i in range(10, 26)]
+    (error,) = choice.measure([chooser.recipe(point)], batches)
+    assert error.loss > 1e-4
+    assert error.loss / 3 < point.error.loss < error.loss * 3
+
+
 # --- the choice -----------------------------------------------------------------------------------
 
 

@@ -74,6 +74,7 @@ class Places:
         """The taps of one graph or sub-graph of the program (`precir.passes.taps`)."""
         taps = [Tap(v, (_HALF,)) for v in graph.inputs if is_wide(v) and v in graph.users]
         free = set(self.ops) | set(self.multiplied)
+        used = {*graph.users, *graph.outputs}
         for node in graph:
             if node in self.products:
                 n = self.products[node]
@@ -87,7 +88,7 @@ class Places:
                     if isinstance(o, Value) and is_wide(o) and self.reads[origin(o)] > 1
                 ]  # fmt: skip
             if node in free:
-                taps += [Tap(v, (_HALF,)) for v in node.outputs if is_wide(v) and v in graph.users]
+                taps += [Tap(v, (_HALF,)) for v in node.outputs if is_wide(v) and v in used]
             elif not node.regions and not moves(node):
                 taps += [
                     Tap(v, (_HALF,)) for v in node.outputs
