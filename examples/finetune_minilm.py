@@ -38,7 +38,10 @@ from rich.table import Table
 import precir
 
 FABRIC = ("32-true", "64-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true")
-PALETTE = ("#222222", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1")
+PALETTE = (
+    "#222222", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1",
+    "#a6761d", "#e7298a", "#66a61e", "#999999",
+)  # fmt: skip
 QUICK = ("32-true", "bf16-mixed", "16-mixed", "16-true", "fp8")
 
 
@@ -175,7 +178,7 @@ class Run:
         return float(np.mean(self.losses[-20:]))
 
 
-def digits(recipe: str) -> Any:
+def digits(recipe: str | precir.Recipe) -> Any:
     """In which to call what is compiled with a recipe: 64 bits have to be switched on in JAX."""
     return jax.enable_x64(True) if precir.recipe(recipe).compute == "float64" else nullcontext()
 
@@ -295,41 +298,58 @@ def make_table(runs: list[Run], reports: dict[str, Any]) -> Table:
 
 
 def plot(runs: list[Run], path: Path) -> None:
-    """Draw the accuracy of every recipe, one dot a seed, beside the curves of the losses."""
+    """Draw the accuracy of every recipe, one dot a seed, beside the curves of the losses: each less
+    that of the first recipe that did not fail, which had the same batches.
+    """
     from matplotlib.figure import Figure  # a figure of its own needs no display
 
     names = list(dict.fromkeys(run.recipe for run in runs))
     colours = dict(zip(names, PALETTE * len(names), strict=False))
+    failed = {run.recipe for run in runs if run.failed}
+    base_name = next((name for name in names if name not in failed), names[0])
+    first = {run.seed: run for run in runs if run.recipe == base_name}
     figure = Figure(figsize=(11, 1.6 + 0.42 * max(7, len(names))), layout="constrained")
     left, right_ = figure.subplots(1, 2, width_ratios=(1, 1.25))
-    base = np.mean([run.accuracy for run in runs if run.recipe == names[0]])
-    left.axvspan(100 * base - 1, 100 * base + 1, color=colours[names[0]], alpha=0.08, lw=0)
+    base = 100 * np.mean([run.accuracy for run in first.values()])
+    shown = [100 * run.accuracy for run in runs if not run.failed] or [base]
+    low, high = min(*shown, base - 1), max(*shown, base + 1)
+    low, high = low - 0.15 * (high - low), high + 0.2 * (high - low)
+    left.axvspan(base - 1, base + 1, color=colours[base_name], alpha=0.08, lw=0)
     for row, name in enumerate(names):
-        mine = [run for run in runs if run.recipe == name]
+        mine, colour = [run for run in runs if run.recipe == name], colours[name]
         values = [100 * run.accuracy for run in mine]
-        left.plot(values, [row] * len(values), "o", color=colours[name], mfc="w", ms=7, mew=1.6)
-        left.plot(np.mean(values), row, "|", color=colours[name], ms=17, mew=2.4)
-        said = "loss NaN" if any(run.failed for run in mine) else f"{np.mean(values):.1f}"
+        if name in failed:  # wherever that is: not to stretch the axis
+            left.plot(low, row, "<", color=colour, ms=9, clip_on=False)
+            said = f"{np.mean(values):.1f}: NaN from step {len(mine[0].losses)}"
+            left.annotate(said, (low, row), (9, 0), textcoords="offset points", va="center")
+            continue
+        left.plot(values, [row] * len(values), "o", color=colour, mfc="w", ms=7, mew=1.6)
+        left.plot(np.mean(values), row, "|", color=colour, ms=17, mew=2.4)
+        said = f"{np.mean(values):.1f}"
         left.annotate(said, (max(values), row), (9, 0), textcoords="offset points", va="center")
-        curves = [run.losses for run in mine if not run.failed]
-        if curves:
-            middles, means = smooth(np.mean(curves, axis=0))
-            right_.plot(middles, means, color=colours[name], lw=1.6, label=name)
-        else:
-            right_.plot(len(mine[0].losses), mine[0].losses[0], "x", color=colours[name], ms=9,
-                        mew=2.4, label=f"{name}: NaN from step {len(mine[0].losses)}")  # fmt: skip
+        middles, means = smooth(np.mean([compared(run, first[run.seed]) for run in mine], axis=0))
+        some = len(mine) < len(first)
+        label = f"{name}, seed {' '.join(str(run.seed) for run in mine)} alone" if some else name
+        right_.plot(middles, means, "--" if some else "-", color=colour, lw=1.6, label=label)
     left.set_yticks(range(len(names)), names)
     left.set_ylim(len(names) - 0.4, -0.6)
-    left.margins(x=0.14)
+    left.set_xlim(low, high)
     left.set_title("Right of all test snippets, in %", loc="left")
-    left.set_xlabel(f"one dot a seed; shaded: within a point of {names[0]}")
-    right_.set_title("Training loss, nats, running mean over the seeds", loc="left")
-    right_.set_xlabel("step")
+    left.set_xlabel(f"one dot a seed; shaded: within a point of {base_name}")
+    right_.set_title(
+        f"Training loss less that of {base_name} with the same batches, nats", loc="left"
+    )
+    right_.set_xlabel("step; running means, over the seeds too")
     right_.legend(frameon=False, fontsize="small")
     for axes in (left, right_):
         axes.grid(alpha=0.2)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
+
+
+def compared(run: Run, base: Run) -> np.ndarray:
+    """Each step's loss, less that of the run it is compared with."""
+    return np.array(run.losses) - np.array(base.losses)
 
 
 def smooth(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

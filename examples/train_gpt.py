@@ -169,7 +169,7 @@ def make_train_step(config: Config) -> Callable[[State, jax.Array], tuple[State,
 
 
 # The step at the default size, for `precir compile examples/train_gpt.py:train_step`, which asks
-# `train_step_args` for arguments to trace it with.
+# `train_step_args` for arguments to trace it with; others ask for batches too.
 train_step = make_train_step(Config())
 
 
@@ -177,6 +177,11 @@ def train_step_args() -> tuple[State, jax.Array]:
     """Arguments of `train_step`, as at the first step."""
     config = Config()
     return init_state(config), jnp.asarray(make_batches(read_text(), config)[0][0])
+
+
+def train_step_batches() -> np.ndarray:
+    """Its last argument for each step, for `precir choose` and `precir plan --measure`."""
+    return make_batches(read_text(), Config())[0]
 
 
 # --- the text -------------------------------------------------------------------------------------

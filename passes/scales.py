@@ -196,7 +196,7 @@ class Walk:
             if not has_rule(node):  # a true value is what it is
                 known = (x.scale is None or x.scale == ONE) and not x.raw
                 x = replace(x, drift=KNOWN if known else self.drift(node))
-        elif any(isinstance(o, Literal) and self.begins(o, i) for i, o in enumerate(node.inputs)):
+        elif any(self.begins(o, i) for i, o in enumerate(node.inputs)):
             x = replace(x, blind=BLIND)  # how large a loss makes it is anybody's guess
         if node.phase == UPDATE or x.scale is None or value.type.rank == 0:
             return x
@@ -214,7 +214,7 @@ class Walk:
         and stay as they came for the update.
         """
         scaled = self.options.loss is not None
-        if scaled and isinstance(operand, Literal) and self.begins(operand, index):
+        if scaled and self.begins(operand, index):
             begun = Scale(0, ((0, -1),))
             plain = operand.type.dtype == "float32"
             data = self.scalar(0) if plain else self.under(Scaled(operand, ONE), begun)
@@ -261,14 +261,16 @@ class Walk:
         bound = math.log2(largest) - x.scale.exponent
         return replace(x, size=min(x.size, bound), drift=KNOWN if bound <= DEGREE else x.drift)
 
-    def begins(self, literal: Literal, index: int) -> bool:
+    def begins(self, operand: Operand, index: int) -> bool:
         """Whether a gradient begins here: with one."""
-        node = self._at
+        node, one = self._at, operand
         if node is None or node.phase != BACKWARD:
             return False
-        if literal.value != 1.0 or not is_float(literal.type.dtype):
+        if isinstance(one, Value) and one.node is not None and one.node.op == "reshard":
+            one = one.node.inputs[0]  # where there is a mesh, JAX places constants too
+        if not isinstance(one, Literal) or one.value != 1.0 or not is_float(one.type.dtype):
             return False
-        if (node.op == "div" and index) or literal in node.inputs[:index]:
+        if (node.op == "div" and index) or operand in node.inputs[:index]:
             return False
         linear = bool(node.regions) or node.op in _LINEAR
         return linear and not any(o in self.backward for o in node.inputs)

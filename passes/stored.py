@@ -17,7 +17,7 @@ from precir.ops.rows import row_type
 from precir.ops.stored import Step, is_lookup, moved
 from precir.passes.simplify import drop_dead
 
-EIGHT: Final = ("float8_e4m3fn", "float8_e5m2")
+EIGHT: Final = ("float8_e4m3fn", "float8_e5m2", "int8")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 A weight that an 8-bit product takes, or that rows are looked up in, is stored in 8 bits, under
 scales over what the recipe says of that product's operand. One that only 16-bit products read is
-stored in their format, which changes no bit of them. All else stays as it is: what is no matrix,
+stored in their format, which changes no bit of them, or where the recipe says so in 8-bit integers,
+dequantised for each product. All else stays as it is: what is no matrix,
 and what is computed with before it comes to a product.
 """
 
@@ -88,15 +89,17 @@ def _weight(value: Value, number: int, uses: tuple[Use, ...], recipe: Recipe) ->
         return Weight(number, None, "", "nothing reads it", uses)
     if rank < 2:
         return Weight(number, None, "", NO_MATRIX, uses)
-    eight = next((u for u in uses if u.what == "product" and u.format == recipe.forward), None)
+    narrow = recipe.forward or recipe.stored
+    reads = recipe.forward or recipe.compute
+    eight = next((u for u in uses if u.what == "product" and u.format == reads), None)
     looked = next((u for u in uses if u.what == "lookup"), None)
     chosen = eight or looked
-    if recipe.forward is not None and chosen is not None:
+    if narrow is not None and chosen is not None:
         block = chosen.block
         if block is None:  # lost on the way: one scale for all, or for each layer
             stack = any(u.stacked for u in uses)
             block = (1, *kind.shape[1:]) if stack else ()
-        stored = Type(kind.shape, recipe.forward, scale=scale_shape(kind.shape, block), block=block)
+        stored = Type(kind.shape, narrow, scale=scale_shape(kind.shape, block), block=block)
         scales = "float8_e8m0fnu" if recipe.weight_scales == "mx" and block else "float32"
         return Weight(number, stored, scales, _readers_in_words(uses), uses)
     formats = {u.format for u in uses}
@@ -191,9 +194,10 @@ class _Readers:
             yield replace(use, block=block, stacked=use.stacked or is_row(node))
 
     def product(self, node: Node, i: int, product: Product) -> Use:
-        if not product.low:
-            return Use(node, "product", product.operands[i], reason=product.reason)
         found = grain(node, i, self.recipe.weight_scales)
+        if not product.low:
+            block = found.block if self.recipe.stored is not None else None
+            return Use(node, "product", product.operands[i], block, reason=product.reason)
         return Use(node, "product", product.operands[i], found.block)
 
     def of_rows(self, kind: Type) -> Block:

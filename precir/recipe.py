@@ -117,6 +117,8 @@ class Recipe:
         arXiv 2306.09782).
       kernels: "fused" computes and quantises in one kernel where that is expected to take less
         time (`precir.passes.kernels`); "plain" never does.
+      stored: format in which `precir.quantize_model` stores what products in 16 bits read: "int8",
+        under scales over what `weight_scales` says; None stores it in these 16 bits.
       overrides: exceptions by scope; the last that matches wins.
       chosen: exceptions by op, as `precir.choose` makes them.
     """
@@ -142,6 +144,7 @@ class Recipe:
     loss_scaling: bool = False
     update: str = "plain"
     kernels: str = "fused"
+    stored: str | None = None
     overrides: tuple[Override, ...] = ()
     chosen: tuple[Chosen, ...] = ()
 
@@ -182,6 +185,13 @@ class Recipe:
             _among("residuals", self.residuals, (*_NARROW, "bfloat16"))
             if self.scaling == "propagated":
                 raise RecipeError("propagated scales keep residuals in the format they are made in")
+        if self.stored is not None:
+            _among("stored", self.stored, ("int8",))
+            if self.forward is not None:
+                raise RecipeError(
+                    "what products in 8 bits read is stored in their own format",
+                    fix="leave stored out, or forward and gradient",
+                )
         for field in ("forward", "gradient"):
             if getattr(self, field) is not None:
                 _among(field, getattr(self, field), _NARROW)
@@ -290,6 +300,8 @@ RECIPES: dict[str, Recipe] = {
         replace(_FP8, name="fp8-static", scaling="static"),
         # What `precir.quantize_model` takes: no state, no gradient, nothing measured on the way.
         replace(_FP8, name="fp8-inference", scaling="static", weight_scales="row"),
+        # Weights alone: products run in 16 bits, for none of 8-bit integers has a kernel here.
+        Recipe("int8-inference", MIXED, "bfloat16", weight_scales="row", stored="int8"),
         # E4M3 for gradients too, as torchao's and Transformer Engine's recipes of that reach:
         # where each row or block has its own scale, a digit more is worth more than the range.
         _finer("fp8-row", "row", "row"),

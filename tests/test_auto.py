@@ -178,6 +178,37 @@ def test_the_recipe_is_the_point(params, choice):
     assert low < len(program.assignment.products)
 
 
+def test_a_recipe_gives_every_op_its_format(params, choice):
+    """Also where an op's class would follow operands that have other formats than usual."""
+    chooser: Chooser = choice._chooser
+    draw = random.Random(1)
+    for share in (0.1, 0.5, 0.9):
+        formats = {
+            n: BF16 if draw.random() < share else F32
+            for n in (*chooser.places.multiplied, *chooser.places.ops)
+        }
+        point = chooser.point(formats)
+        recipe = chooser.recipe(point)
+        program = precir.compile(train_step, recipe=recipe).program(params, batch(0))
+        (assigned,) = (s.graph for s in program.stages if s.name == "assign")
+        right = chooser.assignment(formats).compute
+        for a, b in zip(chooser.graph.walk(), assigned.walk(), strict=True):
+            if a in formats:
+                assert program.assignment.compute[b] == right[a], (a.op, str(a.source))
+
+
+def test_rounding_the_loss_itself_counts(params, choice):
+    """Which nothing in the program reads, and which is one number in 16 bits."""
+    chooser: Chooser = choice._chooser
+    node = chooser.graph.outputs[chooser.loss].node
+    nodes = (*chooser.places.multiplied, *chooser.places.ops)
+    point = chooser.point({n: BF16 if n is node else F32 for n in nodes})
+    batches = [(params, batch(i)) for i in range(10, 26)]
+    (error,) = choice.measure([chooser.recipe(point)], batches)
+    assert error.loss > 1e-4
+    assert error.loss / 3 < point.error.loss < error.loss * 3
+
+
 # --- the choice -----------------------------------------------------------------------------------
 
 

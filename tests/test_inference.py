@@ -18,9 +18,10 @@ from jax import lax
 import precir
 from precir import InferenceError, ScaledArray
 from precir.formats import power_of_two
+from precir.inference.storing import quantize_int8
 from precir.kernels import E4M3, lookup, quantize
 from precir.recipe import Recipe
-from precir.scaled import reshaped_block, scale_shape
+from precir.scaled import reshaped_block, scale_shape, spread
 
 WIDTH, HEADS, WORDS, LAYERS = 16, 2, 40, 2
 
@@ -105,6 +106,67 @@ def quantized(model: Callable[..., Any]) -> precir.QuantizedModel:
 gpts = pytest.mark.parametrize(
     "model", [scanned, unrolled, pytest.param(counted, marks=pytest.mark.slow)]
 )
+
+
+# -- integers --------------------------------------------------------------------------------------
+
+
+def test_int8_by_hand() -> None:
+    """Each column under its largest / 127, dequantised into the products' bfloat16."""
+    params, x = mlp_params(), noise(9, 16, 8, size=1.0)
+    params["up"] = params["up"].at[:, 3].set(0).at[2, 5].set(0)
+    q = precir.quantize_model(mlp, params, [(x,)], recipe="int8-inference")
+    wide = {}
+    for name in ("up", "down", "head"):
+        w, stored = np.asarray(params[name]), q.params[name]
+        largest = np.abs(w).max(0, keepdims=True)
+        scale = np.where(largest == 0, 1, largest / 127)
+        np.testing.assert_allclose(stored.scale, scale, rtol=1e-6)
+        assert stored.block == (w.shape[0], 1)
+        assert stored.data.dtype == jnp.int8
+        assert np.abs(np.asarray(stored.data, int)).max() == 127
+        assert np.all(np.asarray(stored.data)[w == 0] == 0)
+        assert np.abs(stored.unscale() - w).max() <= 0.5001 * scale.max()
+        wide[name] = stored.unscale()
+    half = precir.compile(mlp, recipe="bf16-mixed")
+    np.testing.assert_array_equal(q(q.params, x), half({**params, **wide}, x))
+    assert q.report().outputs[0].error < 0.02
+    low = precir.quantize_model(mlp, params, [(x,)], recipe="fp8-inference", measure=False)
+    for fine, coarse in zip(q.report().weights, low.report().weights, strict=True):
+        if fine.format == coarse.format == "i8":
+            assert fine.snr > coarse.snr + 6  # dB: twice as exact
+
+
+@pytest.mark.parametrize("block", [(), (1, 5), (4, 4), (7, 1)])
+def test_int8_in_blocks(block: tuple[int, ...]) -> None:
+    """Also where the last block reaches over the end."""
+    w = noise(0, 7, 11)
+    stored = jax.jit(quantize_int8, static_argnums=1)(w, block)
+    assert stored.scale.shape == scale_shape(w.shape, block)
+    error = np.abs(stored.unscale() - w)
+    assert np.all(error <= 0.5001 * np.broadcast_to(spread(stored.scale, w.shape, block), w.shape))
+    assert np.all(stored.scale <= np.abs(w).max() / 127 * 1.001)
+
+
+def test_int8_is_widened_one_layer_at_a_time() -> None:
+    """No wide copy of a stack is kept: XLA plans with less than that for everything."""
+    params = gpt_params()
+    stacks = [k for k, w in params["layers"].items() if w.ndim > 2]
+    for name, w in params["layers"].items():  # as deep as makes a copy of the stack show
+        params["layers"][name] = jnp.concatenate([w] * 32)
+    q = precir.quantize_model(scanned, params, IDS[:1], recipe="int8-inference", measure=False)
+    assert all(is_scaled(q.params["layers"][name]) for name in stacks)
+    assert q.params["words"].data.dtype == jnp.int8
+    assert 0.25 < q.report().ratio < 0.35
+    planned = q.lower(q.params, *IDS[0]).compile().memory_analysis().temp_size_in_bytes
+    assert planned < sum(params["layers"][name].size for name in stacks)
+
+
+def test_stored_is_for_products_in_16_bits() -> None:
+    with pytest.raises(precir.PrecirError, match="stored in their own format"):
+        precir.recipe("fp8-inference", stored="int8")
+    with pytest.raises(precir.PrecirError, match="stored cannot be 'int4'"):
+        precir.recipe("bf16-mixed", stored="int4")
 
 
 # -- weights in products ---------------------------------------------------------------------------

@@ -257,6 +257,20 @@ def test_donation_and_jit() -> None:
     assert_bit_identical(packed.tree, kept.tree)
 
 
+def test_on_a_mesh() -> None:
+    """There JAX places the constant one that gradients begin with, too."""
+    mesh = jax.make_mesh((1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    compiled, packed = started(plain_step, ())
+    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    placed = jax.device_put((packed, *batch_of(0, ())), whole)
+    (after, loss), (same, right) = compiled(*placed), compiled(packed, *batch_of(0, ()))
+    np.testing.assert_allclose(loss, right, rtol=1e-6)
+    assert numbers(after) == numbers(same) == (FIRST_LOSS_SCALE, 1)
+    for a, b in zip(jax.tree.leaves(after.tree), jax.tree.leaves(same.tree), strict=True):
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_allclose(a, b, rtol=1e-5)
+
+
 def test_a_checkpoint_goes_on(tmp_path: Path) -> None:
     compiled, packed = started(plain_step, ())
     for n in range(3):

@@ -91,9 +91,9 @@ class Choice:
 
     def reasons(self) -> dict[str, str]:
         """Why each product has the format that it has, by name."""
-        from precir.auto.wording import names_of, reasons_of
+        from precir.auto.wording import reasons_of
 
-        names, why = names_of(self._chooser), reasons_of(self._chooser, self.point)
+        names, why = self._chooser.names, reasons_of(self._chooser, self.point)
         return {names[n]: why[n] for n in self._chooser.places.multiplied if n in names}
 
     def plot(self, path: str | Path) -> None:

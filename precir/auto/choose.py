@@ -174,8 +174,15 @@ class Chooser:
 
     # -- points --------------------------------------------------------------------------------
 
+    @cached_property
+    def names(self) -> dict[Node, str]:
+        """Of all that a recipe can name: not what is made of constants alone."""
+        from precir.auto.wording import names_of
+
+        return names_of(self)
+
     def assignment(self, formats: Mapping[Node, str]) -> Assignment:
-        chosen = {n: Chosen("", f) for n, f in formats.items()}
+        chosen = {n: Chosen("", f) for n, f in formats.items() if n in self.names}
         return assign_formats(self.graph, self.base, self._facts, None, chosen)
 
     def point(self, formats: Mapping[Node, str]) -> Point:

@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import breadth_first_order, maximum_flow
 
 from precir.auto.cost import Model
 from precir.auto.errors import Errors, Pair
-from precir.auto.places import WIDE, Places, is_wide
+from precir.auto.places import WIDE, Places, is_wide, origin
 from precir.ir import Node, Value
 
 FP8, FP8_BLOCK, BF16, F32 = "fp8", "fp8-block", "bfloat16", "float32"
@@ -82,9 +82,9 @@ class Cut:
             for value in node.outputs:
                 if is_wide(value):
                     self.never.append((self.rounding(value), self.of(value)))
-            for operand in node.inputs:
+            for i, operand in enumerate(node.inputs):
                 if isinstance(operand, Value) and is_wide(operand):
-                    self.never.append((self.rounding(operand), self.of(node.outputs[0])))
+                    self.read(node, i, operand)
                     cast = model.converting(operand, self.places.times[node])
                     ends = self.of(operand), self.of(node.outputs[0])
                     self.pay(*ends, cast)
@@ -92,8 +92,17 @@ class Cut:
         for node in self.places.multiplied:
             self._product(node)
 
+    def read(self, node: Node, i: int, operand: Value) -> None:
+        """What rounding a wide operand for this reader adds, others reading it too."""
+        one, out = self.errors.read(node, i), self.of(node.outputs[0])
+        if one is None:
+            self.never.append((self.rounding(operand), out))
+        elif self.of(operand) != out:
+            self.pay(self.of(operand), out, 0.0, one)
+
     def rounding(self, value: Value) -> int:
         """On the sink's side where a value is rounded to 16 bits, for itself or a reader."""
+        value = origin(value)
         key = value, "rounded"
         if key not in self.copies:
             self.copies[key] = v = self.vertex()
@@ -106,9 +115,9 @@ class Cut:
         narrow, times = self.places.products.get(node), self.places.times[node]
         wide, half = model.product(node, "tf32", 4), model.product(node, "bf16", 2)
         self.narrower(out, half - wide)
-        for operand in node.inputs:
+        for i, operand in enumerate(node.inputs):
             if isinstance(operand, Value):
-                self.never.append((self.rounding(operand), out))
+                self.read(node, i, operand)
                 self.never.append((self.copy(operand, times), out))
         if narrow is None:
             self.never.append((self.rounding(node.outputs[0]), out))

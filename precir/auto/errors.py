@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from precir.auto.places import HALF, Places, moves
+from precir.auto.places import HALF, Places, exact, is_wide, origin
 from precir.auto.sense import Moved, Sensitivity
 from precir.ir import Node, Value
 from precir.passes.assign import Assignment
@@ -55,15 +55,22 @@ class Errors:
         self.exchange = exchange
         self._values: dict[Value, Pair] = {}
         self._uses: dict[Node, dict[int, tuple[Moved, ...]]] = {}
+        self._reads: dict[tuple[Node, int], Pair] = {}
         for s in found:
             if s.tap.node is None:
                 self._values[s.tap.value] = _pair(s.moved[0])
-            else:
+                continue
+            self._reads[s.tap.node, s.tap.operand] = _pair(s.moved[-1])
+            if len(s.moved) > 1:
                 self._uses.setdefault(s.tap.node, {})[s.tap.operand] = s.moved
 
     def value(self, value: Value) -> Pair:
         """Of a value rounded to 16 bits."""
         return self._values.get(value, NONE)
+
+    def read(self, node: Node, operand: int) -> Pair | None:
+        """Of a value rounded to 16 bits for one reader; None where it has no other."""
+        return self._reads.get((node, operand))
 
     def uses(self, node: Node) -> tuple[Pair, Pair]:
         """Of a product with both operands in 8 bits: under one scale each, and by blocks."""
@@ -85,21 +92,38 @@ class Errors:
 
     def parts(self, places: Places, made: Assignment) -> Iterator[tuple[Node | Value, Pair]]:
         """What each rounding adds: of a product's 8-bit operands, by the product; of a value that
-        is rounded to 16 bits, for itself or for somebody who reads it so, by the value.
+        is rounded to 16 bits, for itself or for all who read it, by the value, and where some read
+        it wide, by the reader. What is chosen among rounded numbers is rounded already; among wide
+        ones, as it is chosen.
         """
         low = {p.node: p for p in made.products}
         rounded: dict[Value, None] = {}
+        already: set[Value] = set()
+        reads: dict[Value, list[tuple[Node, int]]] = {}
         for node in (*places.ops, *places.multiplied):
             product = low.get(node)
             if product is not None and product.low:
                 one, blocks = self.uses(node)
                 yield node, one if product.grains[0].reach == "tensor" else blocks
             elif made.compute.get(node) == HALF:
-                rounded.update((o, None) for o in node.inputs if isinstance(o, Value))
-            if not moves(node):
-                rounded.update((v, None) for v in node.outputs if made.dtype(v) == HALF)
+                wide = [
+                    (i, origin(o)) for i, o in enumerate(node.inputs)
+                    if isinstance(o, Value) and is_wide(o) and made.dtype(origin(o)) != HALF
+                ]  # fmt: skip
+                if not exact(node):
+                    for i, o in wide:
+                        reads.setdefault(o, []).append((node, i))
+                elif not wide:
+                    already.update(node.outputs)
+            rounded.update((v, None) for v in node.outputs if made.dtype(v) == HALF)
+        for value, readers in reads.items():
+            if len(readers) == places.reads[value] or any(r not in self._reads for r in readers):
+                rounded[value] = None
+            else:
+                for node, i in readers:
+                    yield node, self._reads[node, i]
         for value in rounded:
-            if value in self._values:
+            if value in self._values and value not in already:
                 yield value, self._values[value]
 
 

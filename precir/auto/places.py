@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -9,7 +11,7 @@ from typing import Final
 from scipy.cluster.hierarchy import DisjointSet
 
 from precir.domains.stats import Stats
-from precir.ir import UPDATE, Graph, Node, Value
+from precir.ir import UPDATE, Graph, Literal, Node, Value
 from precir.kernels.tap import Rounding
 from precir.ops import Keeps, op_named
 from precir.passes.assign import (
@@ -30,6 +32,8 @@ _HALF: Final[Rounding] = (HALF, ())
 _CHOOSING: Final = frozenset(
     {"select_n", "pad", "concatenate", "stack", "dynamic_update_slice", "reduce_max", "reduce_min"}
 )
+# Besides these, what only chooses or changes signs.
+_EXACT: Final = _CHOOSING | {"gather", "max", "min", "neg", "abs", "stop_gradient", "copy"}
 _NEVER: Final = frozenset({"argmax", "argmin", "sort", "top_k", "cummax", "cummin", "rem"})
 WIDE: Final = object()  # what is float32 whatever is chosen
 
@@ -53,6 +57,7 @@ class Places:
       ops: other ops that may compute in 16 bits.
       times: how often each node runs.
       groups: values that have one format together, and `WIDE`.
+      reads: how many operands each value is, once moved; results of a graph count too.
       why: why an op or product may not leave float32, or get 8 bits, by what was proved or seen.
     """
 
@@ -62,12 +67,14 @@ class Places:
     ops: list[Node] = field(default_factory=list)
     times: dict[Node, int] = field(default_factory=dict)
     groups: DisjointSet = field(default_factory=lambda: DisjointSet([WIDE]))
+    reads: Counter[Value] = field(default_factory=Counter)
     why: dict[Node, str] = field(default_factory=dict)
 
     def wish(self, graph: Graph) -> Sequence[Tap]:
         """The taps of one graph or sub-graph of the program (`precir.passes.taps`)."""
         taps = [Tap(v, (_HALF,)) for v in graph.inputs if is_wide(v) and v in graph.users]
         free = set(self.ops) | set(self.multiplied)
+        used = {*graph.users, *graph.outputs}
         for node in graph:
             if node in self.products:
                 n = self.products[node]
@@ -75,8 +82,13 @@ class Places:
                     assert isinstance(operand, Value)
                     kinds = [(p.operands[i], p.grains[i].block) for p in (n.tensor, n.block)]
                     taps.append(Tap(operand, (*kinds, _HALF), node, i))
+            elif node in free and not exact(node):
+                taps += [
+                    Tap(o, (_HALF,), node, i) for i, o in enumerate(node.inputs)
+                    if isinstance(o, Value) and is_wide(o) and self.reads[origin(o)] > 1
+                ]  # fmt: skip
             if node in free:
-                taps += [Tap(v, (_HALF,)) for v in node.outputs if is_wide(v) and v in graph.users]
+                taps += [Tap(v, (_HALF,)) for v in node.outputs if is_wide(v) and v in used]
             elif not node.regions and not moves(node):
                 taps += [
                     Tap(v, (_HALF,)) for v in node.outputs
@@ -113,10 +125,13 @@ class _Finder:
 
     def graph(self, graph: Graph, times: int, inputs: Sequence[object] | None = None) -> None:
         """Find the places of one graph; `inputs` are what its inputs have one format with."""
+        self.places.reads.update(origin(o) for o in graph.outputs if isinstance(o, Value))
         for i, value in enumerate(graph.inputs):
             self.groups.add(value)
             self.groups.merge(value, WIDE if inputs is None else inputs[i])
         for node in graph:
+            if not moves(node):
+                self.places.reads.update(origin(o) for o in node.inputs if isinstance(o, Value))
             self.places.times[node] = times
             for value in node.outputs:
                 self.groups.add(value)
@@ -206,6 +221,30 @@ def _is_free(node: Node, keeps: Keeps) -> bool:
 def moves(node: Node) -> bool:
     """Whether it makes no numbers of its own, and has its operand's format."""
     return op_named(node.op).keeps is Keeps.MOVE and node.op != "gather"
+
+
+def exact(node: Node) -> bool:
+    """An op that rounds nothing if its operands are numbers of its format: it chooses among them,
+    or multiplies them by a power of two.
+    """
+    if node.op in ("mul", "div"):
+        factors = node.inputs if node.op == "mul" else node.inputs[1:]
+        return any(isinstance(o, Literal) and _is_power(o.value) for o in factors)
+    return node.op in _EXACT
+
+
+def _is_power(value: object) -> bool:
+    return isinstance(value, float) and abs(math.frexp(value)[0]) == 0.5
+
+
+def origin(value: Value) -> Value:
+    """What a value is, before it was moved."""
+    while value.node is not None and moves(value.node):
+        source = value.node.inputs[0]
+        if not isinstance(source, Value) or not is_wide(source):
+            return value
+        value = source
+    return value
 
 
 def is_wide(value: Value) -> bool:

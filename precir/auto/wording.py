@@ -20,13 +20,12 @@ _LOST: Final = 0.01  # the share of an operand that is worth a word
 
 
 def entries(chooser: Chooser, point: Point) -> tuple[Chosen, ...]:
-    """An entry for each product, convolution and op that differs from the base recipe's class, in
+    """An entry for each product, convolution and op that would have another format without one, in
     program order; layers that are alike in all share one.
     """
-    names = names_of(chooser)
+    names = chooser.names
     reasons = reasons_of(chooser, point)
-    default = chooser.uniform(chooser.base.name).formats
-    multiplied = set(chooser.places.multiplied)
+    needed = _needed(chooser, point)
     groups: dict[str, dict[str, Node]] = defaultdict(dict)
     for node, name in names.items():
         groups[place_of(name)][name] = node
@@ -34,12 +33,11 @@ def entries(chooser: Chooser, point: Point) -> tuple[Chosen, ...]:
     for pattern, members in groups.items():
         formats = {point.formats[n] for n in members.values()}
         if len(formats) == 1 and len(members) > 1:
-            first = next(iter(members.values()))
-            if first in multiplied or any(_differs(point, default, n) for n in members.values()):
+            if not needed.isdisjoint(members.values()):
                 made.append(Chosen(pattern, formats.pop(), _joint(members, reasons)))
             continue
         for name, node in members.items():
-            if node in multiplied or _differs(point, default, node) or len(formats) > 1:
+            if node in needed or len(formats) > 1:
                 made.append(Chosen(name, point.formats[node], reasons.get(node, "")))
     return tuple(made)
 
@@ -89,8 +87,22 @@ def reasons_of(chooser: Chooser, point: Point) -> dict[Node, str]:
     return found
 
 
-def _differs(point: Point, default: Mapping[Node, str], node: Node) -> bool:
-    return point.formats[node] != default[node]
+def _needed(chooser: Chooser, point: Point) -> set[Node]:
+    """The nodes that the base recipe does not give their format by itself: what an op's class
+    gives it depends on the formats around it, so all that still differs is added until nothing
+    does.
+    """
+    needed = set(chooser.places.multiplied)
+    others = set(chooser.places.ops) & set(chooser.names)
+    while True:
+        made = chooser.assignment({n: point.formats[n] for n in needed})
+        more = {
+            n for n in others - needed
+            if (made.compute.get(n) == BF16) != (point.formats[n] == BF16)
+        }  # fmt: skip
+        if not more:
+            return needed
+        needed |= more
 
 
 def _joint(members: Mapping[str, Node], reasons: Mapping[Node, str]) -> str:

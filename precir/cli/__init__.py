@@ -1,4 +1,4 @@
-"""The command line: `precir compile`, `check`, `inspect`, `diff`, `memory`, `plan`, `recipes`."""
+"""`precir compile`, `check`, `choose`, `inspect`, `diff`, `memory`, `plan` and `recipes`."""
 
 from precir.cli.entry import main
 

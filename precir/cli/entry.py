@@ -11,7 +11,16 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from precir.cli import checking, compiling, diffing, inspecting, memory, planning, recipes
+from precir.cli import (
+    checking,
+    choosing,
+    compiling,
+    diffing,
+    inspecting,
+    memory,
+    planning,
+    recipes,
+)
 from precir.cli.trouble import one_line
 from precir.errors import PrecirError
 from precir.version import __version__
@@ -73,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="precir", description="A precision compiler for JAX.")
     parser.add_argument("--version", action="version", version=f"precir {__version__}")
     commands: Any = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in (compiling, checking, inspecting, diffing, memory, planning, recipes):
+    rooms = compiling, checking, choosing, inspecting, diffing, memory, planning, recipes
+    for command in rooms:
         command.add_parser(commands, common)
     return parser

@@ -71,11 +71,11 @@ def run(options: argparse.Namespace, console: Console) -> int:
         "target": options.on,
         "speedups": _pairs(options.speedup, "--speedup"),
         "factors": _pairs(options.factor, "--factor"),
-        "tokens": _number(options.tokens, "--tokens"),
+        "tokens": number(options.tokens, "--tokens"),
     }
-    params = _number(options.params, "--params")
-    compute = _number(options.compute, "--compute")
-    steps = _number(options.steps, "--steps")
+    params = number(options.params, "--params")
+    compute = number(options.compute, "--compute")
+    steps = number(options.steps, "--steps")
     if options.target is not None:
         if params is not None or compute is not None:
             raise UsageError("--params and --compute are read off the step", fix="leave them out")
@@ -107,8 +107,7 @@ def _program(target: Target, recipe: str) -> Any:
 
 def _measured(target: Target, recipe: str) -> Measured:
     """Short runs on what FUNCTION_batches() in the file gives."""
-    make = getattr(sys.modules[target.function.__module__], f"{target.name}_batches", None)
-    if not callable(make):
+    if target.make_batches is None:
         raise UsageError(
             f"nothing says what {target.name} is trained on",
             where=target.place,
@@ -116,10 +115,10 @@ def _measured(target: Target, recipe: str) -> Measured:
             "each step",
         )
     args, _ = default_arguments(target)
-    return measure(target.function, args[:-1], make(), recipe)
+    return measure(target.function, args[:-1], target.make_batches(), recipe)
 
 
-def _number(text: str | None, option: str) -> float | None:
+def number(text: str | None, option: str) -> float | None:
     """`1.3B`, `1e21`."""
     if text is None:
         return None

@@ -20,7 +20,8 @@ from precir.cli.trouble import UsageError, in_user_code
 class Target:
     """A function in a file.
 
-    `make_args` is the file's `FUNCTION_args`, if it has one; `ranges` its `FUNCTION_ranges`.
+    `make_args` is the file's `FUNCTION_args`, if it has one; `ranges` its `FUNCTION_ranges`;
+    `make_batches` its `FUNCTION_batches`, which gives the last argument for each step.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Target:
     function: Callable[..., Any]
     make_args: Callable[[], Any] | None
     ranges: Any = None
+    make_batches: Callable[[], Any] | None = None
 
 
 def find_target(text: str) -> Target:
@@ -45,9 +47,10 @@ def find_target(text: str) -> Target:
     function = _attribute(module, name, file)
     if not callable(function):
         raise UsageError(f"{name} is no function but {type(function).__name__}", where=file)
-    make_args = getattr(module, f"{name}_args", None)
+    makers = (getattr(module, f"{name}_{what}", None) for what in ("args", "batches"))
+    make_args, make_batches = (make if callable(make) else None for make in makers)
     ranges = getattr(module, f"{name}_ranges", None)
-    return Target(name, file, function, make_args if callable(make_args) else None, ranges)
+    return Target(name, file, function, make_args, ranges, make_batches)
 
 
 def _load(path: Path) -> ModuleType:

@@ -150,6 +150,11 @@ def quantize_model(
     showed and a binade of room (`precir.passes.static.MARGIN`). What goes past it later saturates
     at the largest of the format, and says nothing; `QuantizedModel.compare` counts it.
 
+    Under "int8-inference" weights are integers from -127 to 127, each channel under a scale of its
+    own. Products run in bfloat16 (none of 8-bit integers has a kernel here): each weight is
+    dequantised where its product reads it, in a loop one layer at a time, and activations need no
+    scales.
+
     Args:
       model_fn: `model_fn(params, *inputs)`.
       params: a pytree of arrays. Weights in 16 bits are read as float32.

@@ -19,7 +19,7 @@ from precir.ops import Keeps, op_named
 from precir.packed import is_scaled
 from precir.passes.weights import Weight, choose_weights
 from precir.recipe import Recipe
-from precir.scaled import ScaledArray
+from precir.scaled import ScaledArray, full_block, scale_shape, spread
 
 _SIXTEEN = ("bfloat16", "float16")
 
@@ -81,10 +81,33 @@ class Plan:
 @partial(jax.jit, static_argnums=0)
 def _quantized(plan: Plan, wide: list[Any]) -> list[ScaledArray]:
     return [
-        quantize(x, w.stored.dtype, block=w.stored.block, scale_format=w.scales)
+        quantize_int8(x, w.stored.block)
+        if w.stored.dtype == "int8"
+        else quantize(x, w.stored.dtype, block=w.stored.block, scale_format=w.scales)
         for x, w in zip(wide, plan.stored, strict=True)
         if w.stored is not None
     ]
+
+
+def quantize_int8(x: jax.Array, block: tuple[int, ...]) -> ScaledArray:
+    """Finite numbers as integers from -127 to 127, zero being zero, each block under the scale
+    amax / 127 (float32), and of zeros alone under 1.
+
+    No power of two: that would waste up to half of the integers, and saves no rounding here, where
+    what is dequantised is rounded once, to bfloat16.
+    """
+    wide = x.astype(jnp.float32)
+    sizes = full_block(block, wide.ndim) if block else wide.shape
+    # Each axis apart into blocks and what is in one, the last perhaps not full.
+    rest = [(0, -n % b) for n, b in zip(wide.shape, sizes, strict=True)]
+    parts = [k for n, b in zip(wide.shape, sizes, strict=True) for k in (-(-n // max(b, 1)), b)]
+    split = jnp.pad(jnp.abs(wide), rest).reshape(parts)
+    amax = jnp.max(split, axis=tuple(range(1, split.ndim, 2)), initial=0)
+    # What is subnormal in float32 is no scale: XLA:CPU reads it as zero.
+    scale = jnp.where(amax < 127 * np.finfo(np.float32).tiny, 1, amax / 127)
+    scale = scale.reshape(scale_shape(wide.shape, block))
+    data = jnp.clip(jnp.round(wide / spread(scale, wide.shape, block)), -127, 127)
+    return ScaledArray(data.astype(jnp.int8), scale, block)
 
 
 def make_plan(

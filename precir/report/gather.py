@@ -161,6 +161,8 @@ def recipe_in_words(recipe: Recipe) -> str:
             words = f"{low}; {compute} activations, {wide} sums, norms, losses and updates"
         elif recipe.scaling == "propagated":
             words += ", propagated scales"
+    if recipe.stored is not None:
+        words += f"; for inference, weights in {recipe.stored}"
     if recipe.loss_scaling:
         words += ", dynamic loss scaling"
     if recipe.state is not None:
