@@ -51,7 +51,7 @@ def both_ways(x: Shape, *, block: tuple[int, ...], **_: Any) -> Rule:
         return Rule((data,), (data, scales, turned, scales), pieces, agreed=(down, across))
     # The same factors, by the axes of the transpose.
     own = {len(x) - 2: across, len(x) - 1: down}
-    _, its, _ = _blocks((*x[:-2], x[-1], x[-2]), (), block)
+    _data, its, _pieces = _blocks((*x[:-2], x[-1], x[-2]), (), block)
     its = tuple(own.get(i, i) if i is not None else None for i in its)  # type: ignore[call-overload]
     size = max(block)
     for axis in own:
