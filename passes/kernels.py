@@ -190,7 +190,8 @@ class _Builder:
         )
 
     def fuse(self, sink: Sink, made: Norm | Activation, seen: Value | None) -> None:
-        first, kind = sink.nodes[0], Type(sink.value.type.shape, made.x.type.dtype)
+        first, kind = sink.value.node, Type(sink.value.type.shape, made.x.type.dtype)
+        assert first is not None
         new: list[Node] = []
         arguments, extra = self.arguments(made, new)
         op, scale = _kernel_of(made), sink.scale
@@ -212,7 +213,7 @@ class _Builder:
         operands = [*arguments, *([scale] if scale is not None else [])]
         node = _at(first, op, operands, result_types(op, kind, params), params)
         new.append(node)
-        self.written(sink, list(node.outputs), new)
+        self.written(sink, first, list(node.outputs), new)
         if plain:
             self.now[sink.value] = node.outputs[1 + sink.flips]
         if isinstance(made, Norm):
@@ -273,13 +274,13 @@ class _Builder:
         kinds = result_types("quantize_both", source.type, params)
         node = _at(first, "quantize_both", operands, kinds, params)
         new = [node]
-        self.written(sink, list(node.outputs), new)
+        self.written(sink, first, list(node.outputs), new)
         self.put(sink, new)
         return Fused(
             "quantize_both", first, True, self.times, work.saved, "and the transpose, from one read"
         )
 
-    def written(self, sink: Sink, results: list[Value], new: list[Node]) -> None:
+    def written(self, sink: Sink, place: Node, results: list[Value], new: list[Node]) -> None:
         """The kernel's results in the place of those of `quantize`."""
         for node in sink.lying:
             self.now[node.outputs[0]] = results[0]
@@ -291,7 +292,7 @@ class _Builder:
             back = sink.standing[0].outputs[0].type
         elif sink.block:
             back = sink.lying[0].outputs[0].type
-        node = _at(sink.nodes[0], "turned_back", [results[1]], [back], {"shape": shape})
+        node = _at(place, "turned_back", [results[1]], [back], {"shape": shape})
         new.append(node)
         for standing in sink.standing:
             self.now[standing.outputs[0]] = node.outputs[0]

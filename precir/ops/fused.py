@@ -217,7 +217,7 @@ def _norm_text(node: Node, w: Writer) -> Template:
     for i, name in enumerate(operands(node)):
         if name in ("weight", "bias"):
             pieces += [f", {name}=", Hole(i)]
-    pieces.append(f", eps={np.float32(p['eps'])}")
+    pieces.append(f", eps={np.float32(p['eps'])!s}")
     mean = "{}" if p["kind"] == "layer" else "_"
     return Template((*pieces, *_writing(node, w), ")"), targets=f"({_targets(node)}), {mean}, {{}}")
 
