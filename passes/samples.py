@@ -91,6 +91,8 @@ def computable(node: Node) -> bool:
         return node.op in ("custom_jvp_call", "jit") and all(computable(n) for n in node.regions[0])
     if any(o.type.scale is not None for o in node.inputs):
         return False
+    if node.op == "reshard":  # JAX's own, of a constant where arguments lie on a mesh
+        return not node.outputs[0].type.shape
     return node.op in _OPS
 
 

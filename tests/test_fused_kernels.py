@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import precir
 from precir.errors import VerifyError
@@ -371,6 +372,19 @@ def test_within_scan_and_remat() -> None:
     exact, its = jax.jit(jax.value_and_grad(layers))(p, X)
     np.testing.assert_allclose(loss, exact, rtol=2e-2)
     assert error(grads, its) < 0.2
+
+
+def test_where_arguments_lie_on_a_mesh() -> None:
+    """There JAX wraps the constants of derivatives."""
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(AxisType.Auto,))
+    where = NamedSharding(mesh, PartitionSpec())
+    args = jax.eval_shape(lambda: (weights(), X))
+    lying = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), args)
+    found = [
+        [(f.kernel, f.used) for f in fused_of(step_of(mlp), *a).program(*a).fused]
+        for a in (args, lying)
+    ]
+    assert found[0] == found[1]
 
 
 def test_under_vmap() -> None:

@@ -49,6 +49,7 @@ ELEMENTWISE: Final[dict[str, Compute]] = {
     "not": np.logical_not,
     "is_finite": np.isfinite,
     "copy": np.asarray,
+    "reshard": np.asarray,
     "stop_gradient": np.asarray,
 }
 """Of operands that numpy broadcasts."""
