@@ -22,8 +22,10 @@ Array = np.ndarray[Any, Any]
 
 _STEPS: Final = 40  # nodes that a function is made of at most
 _LEAVES: Final = 4  # more arguments than any has
-_WITHIN: Final = 3e-5  # of the larger of 1 and the function: constants are rounded to float32
-_SAMPLES: Final = 96
+_WITHIN: Final = 3e-5  # of what the function is at most: constants are rounded to float32
+_USUAL: Final = 96  # samples about as large as activations are
+_FAR: Final = 96  # samples of any size, where a program may cap what it computes
+_FINITE: Final = 0.75  # of the samples: a program's own way may overflow where the kernel does not
 
 
 def _gelu(x: Array) -> tuple[Array, Array]:
@@ -161,14 +163,18 @@ def _recognised(
     for order in permutations(leaves):
         arrays = [given[v] for v in order]
         for name, function in FUNCTIONS.items():
-            y, slope = function(arrays[0])
-            if len(order) == 1 and _close(found, y):
+            with np.errstate(all="ignore"):
+                y, slope = function(arrays[0])
+            # |act(x)| <= |x|, and slopes are about one at most.
+            most = np.abs(np.prod(arrays, axis=0))
+            rest = np.abs(np.prod(arrays[1:], axis=0))
+            if len(order) == 1 and _close(found, y, most):
                 return name, order[0], None, None
-            if len(order) == 2 and _close(found, slope * arrays[1]):
+            if len(order) == 2 and _close(found, slope * arrays[1], rest):
                 return name, order[0], None, order[1]
-            if len(order) == 2 and _close(found, y * arrays[1]):
+            if len(order) == 2 and _close(found, y * arrays[1], most):
                 return name, order[0], order[1], None
-            if len(order) == 3 and _close(found, slope * arrays[1] * arrays[2]):
+            if len(order) == 3 and _close(found, slope * arrays[1] * arrays[2], rest):
                 late = order[2] if _at_node(order[2]) else order[1]
                 early = order[1] if late is order[2] else order[2]
                 return name, order[0], early, late
@@ -181,15 +187,22 @@ def _at_node(value: Value) -> bool:
 
 
 def _samples(leaves: Sequence[Value]) -> dict[Value, Array]:
-    """Points that tell the functions apart; a fixed choice, for compilation is deterministic."""
+    """Points that tell the functions apart, and from the same with a cap or a threshold; a fixed
+    choice, for compilation is deterministic.
+    """
     random = np.random.default_rng(20)
-    rank = leaves[0].type.rank
-    size = (1,) * (rank - 1) + (_SAMPLES,)
-    return {v: (random.standard_normal(size) * 3).reshape(size) for v in leaves}
+    size = (1,) * (leaves[0].type.rank - 1) + (_USUAL + _FAR,)
+    given = {}
+    for v in leaves:
+        far = random.choice([-1.0, 1.0], _FAR) * 2.0 ** random.uniform(-20, 40, _FAR)
+        given[v] = np.concatenate([3 * random.standard_normal(_USUAL), far]).reshape(size)
+    return given
 
 
-def _close(found: Array, function: Array) -> bool:
+def _close(found: Array, function: Array, most: Array) -> bool:
     if found.shape != function.shape:
         return False
-    apart = np.abs(found - function)
-    return bool(np.all(apart <= _WITHIN * np.maximum(1, np.abs(function))))
+    finite = np.isfinite(found)
+    apart = np.abs(found[finite] - function[finite])
+    bound = _WITHIN * np.maximum(most, np.abs(function))[finite]
+    return bool(finite.mean() >= _FINITE and np.all(apart <= bound))

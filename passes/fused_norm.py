@@ -23,6 +23,8 @@ Array = np.ndarray[Any, Any]
 _STEPS: Final = 60  # nodes that a norm is made of at most
 _WITHIN: Final = 1e-6  # of the largest: what a norm's constants lose in float32
 _LARGEST_EPS: Final = 0.1
+# Samples: deviation and mean, of one element so many times as much; of weights and biases.
+_SIZES: Final = ((3e-3, 1e-3, 1, 1), (1, 0.5, 1e4, 1), (1e9, 1e9, 1, 1e6))
 _CASTS: Final = ("convert_element_type", "cast")
 _SPREADS: Final = ("broadcast_in_dim", "reshape", "expand_dims", "squeeze", *_CASTS)
 
@@ -112,23 +114,36 @@ def _recognised(
     floats = all("float" in v.type.dtype and v.type.dtype != "float64" for v in (x, *columns))
     if len(columns) > 2 or not floats:
         return None
-    given = _samples(x, columns)
+    given, *others = _samples(x, columns)
     samples = Samples(given)
     try:
         found = samples.of(value)
+        further = [(o, Samples(o).of(value)) for o in others]
     except Unknown:
         return None
     for kind in ("layer", "rms"):
         for eps in _small_numbers(inside):
-            y, mean, rstd = _norm(given[x], kind, eps)
             for weight, bias in _roles(columns):
-                whole = y if weight is None else y * _wide(given[weight], y)
-                whole = whole if bias is None else whole + _wide(given[bias], y)
-                if _close(found, whole):
+                every = [(given, found), *further]
+                if all(_close(y, _whole(g, x, kind, eps, weight, bias)) for g, y in every):
+                    _, mean, rstd = _norm(given[x], kind, eps)
                     rows = dict(_rows(samples, inside, kind, mean, rstd))
-                    x = _unrounded(x)
-                    return Norm(kind, x, weight, bias, eps, rows, inside)
+                    return Norm(kind, _unrounded(x), weight, bias, eps, rows, inside)
     return None
+
+
+def _whole(
+    given: Mapping[Value, Array],
+    x: Value,
+    kind: str,
+    eps: float,
+    weight: Value | None,
+    bias: Value | None,
+) -> Array:
+    """The norm of the samples, with its weight and bias."""
+    y, _, _ = _norm(given[x], kind, eps)
+    whole = y if weight is None else y * _wide(given[weight], y)
+    return whole if bias is None else whole + _wide(given[bias], y)
 
 
 def _wide(row: Array, like: Array) -> Array:
@@ -163,15 +178,23 @@ def _small_numbers(inside: frozenset[Node]) -> list[float]:
     return [*sorted(v for v in found if 0 < v < _LARGEST_EPS), 0.0]
 
 
-def _samples(x: Value, columns: tuple[Value, ...]) -> dict[Value, Array]:
-    """Rows whose variance is about as small as an epsilon, so that it shows; a fixed choice."""
+def _samples(x: Value, columns: tuple[Value, ...]) -> list[dict[Value, Array]]:
+    """Rows whose variance is about as small as an epsilon, so that it shows; and, to tell a norm
+    from one of what is capped, or that is, rows with one element far off, and far larger ones. A
+    fixed choice.
+    """
     random = np.random.default_rng(21)
     shape = x.type.shape
     sizes = (*(min(n, 2) for n in shape[:-1]), shape[-1])
-    given = {x: 3e-3 * random.standard_normal(sizes) + 1e-3}
-    for v in columns:
-        given[v] = 1 + random.standard_normal(v.type.shape)
-    return given
+    every = []
+    for scale, centre, off, of_rows in _SIZES:
+        rows = random.standard_normal(sizes)
+        rows[..., 0] *= off
+        given = {x: scale * rows + centre}
+        for v in columns:
+            given[v] = of_rows * (1 + random.standard_normal(v.type.shape))
+        every.append(given)
+    return every
 
 
 def _rows(

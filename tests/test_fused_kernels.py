@@ -128,6 +128,9 @@ NOT_NORMS = {
     "not centred": lambda x: x / jnp.sqrt(x.var(-1, keepdims=True) + 1e-5),
     "by the largest": lambda x: x / (jnp.max(jnp.abs(x), -1, keepdims=True) + 1e-5),
     "softmax": lambda x: jax.nn.softmax(x, -1),
+    "capped": lambda x: jnp.clip(rms_plain(x, 1.0, None), -8, 8),
+    "capped after a weight": lambda x: jnp.minimum(rms_plain(x, GAIN, None), 1e3),
+    "thresholded": lambda x: jnp.where(jnp.abs(rms_plain(x, 1.0, None)) < 9, x, 0),
 }
 
 
@@ -177,6 +180,10 @@ NOT_ACTIVATIONS = {
     "tanh": jnp.tanh,
     "near": lambda x: 1.02 * jax.nn.gelu(x),
     "shifted": lambda x: jax.nn.silu(x + 0.01),
+    "relu20": lambda x: jnp.minimum(jax.nn.relu(x), 20),
+    "held in float16's range": lambda x: jnp.clip(jax.nn.gelu(x), -65504, 65504),
+    "shrunk": lambda x: jnp.where(jnp.abs(x) > 1e-3, jax.nn.relu(x), 0),
+    "nearly": lambda x: jax.nn.silu(x) + 1e-5,
 }
 
 
@@ -186,6 +193,29 @@ def test_what_is_no_activation_is_none(name: str) -> None:
     found = [find_activation(s.value, positions(graph)) for s in find_sinks(graph)]
     # What is shifted is one of the sum, which is made before.
     assert all(f is None or (name == "shifted" and f.x.node is not None) for f in found)
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_what_is_capped_before_is_an_argument(name: str) -> None:
+    """As in gpt-oss: neither cap may be lost."""
+    act, kind = ACTIVATIONS[name]
+
+    def fn(x, up, w):
+        return act(jnp.minimum(x, 7)) * jnp.clip(up, -7, 7) @ w
+
+    graph = graph_of(fn, X, UP, W)
+    found = [find_activation(s.value, positions(graph)) for s in find_sinks(graph)]
+    (one,) = [f for f in found if f is not None]
+    assert one.name == kind
+    assert one.x not in graph.inputs
+    assert one.up not in graph.inputs
+
+
+def test_a_norm_of_what_is_capped() -> None:
+    graph = graph_of(lambda x, g, w: rms_plain(jnp.clip(x, -1e6, 1e6), g, None) @ w, X, GAIN, W)
+    found = [find_norm(s.value, positions(graph)) for s in find_sinks(graph)]
+    (one,) = [f for f in found if f is not None]
+    assert one.x not in graph.inputs
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)

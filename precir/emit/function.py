@@ -208,7 +208,7 @@ class FunctionWriter(LoopWriter):
             text = self.env.get(node.inputs[0], ("", 0))[0]
             word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
             return self.names.fresh(word[-1] if word else "wide")
-        if node.op == "turned_back":
+        if node.op == "turned_back" and isinstance(node.inputs[0], Value):
             text = self.env.get(node.inputs[0], ("", 0))[0]
             return self.names.fresh(f"{text.removesuffix('_t')}_columns")
         part = module_part(node.scope)
