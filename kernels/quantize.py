@@ -88,10 +88,9 @@ def quantize(
     """
     dtype, x = checked_format(format), checked_array(x)
     block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
-    if scale is None and scaling == "current" and fused:
-        return quantize_reference(x, dtype, block=block, scale_format=scale_format)
     if scale is None and scaling == "current":
-        data, own = quantize_p.bind(x, dtype=dtype, batch_ndim=0, block=block, scales=scales)
+        primitive = quantize_fused_p if fused else quantize_p
+        data, own = primitive.bind(x, dtype=dtype, batch_ndim=0, block=block, scales=scales)
         return ScaledArray(data, own, block)
     if scale is None and scaling == "unit":
         scale = 1.0
@@ -186,6 +185,7 @@ def _largest_of_blocks(finite: Array, block: tuple[int, ...]) -> Array:
 
 
 def _batch(
+    primitive: Any,
     operands: tuple[Array],
     dims: Dims,
     *,
@@ -199,7 +199,7 @@ def _batch(
     assert dim is not None
     x = jnp.moveaxis(x, dim, 0)
     batch_ndim += 1
-    results = quantize_p.bind(x, dtype=dtype, batch_ndim=batch_ndim, block=block, scales=scales)
+    results = primitive.bind(x, dtype=dtype, batch_ndim=batch_ndim, block=block, scales=scales)
     return results, (0, 0)
 
 
@@ -221,12 +221,19 @@ def _of_one_device(split: Split, x: Array, **params: Any) -> Results:
     return quantize_p_reference(quantize_cuda.pinned(x), across=split.agreed, **params)
 
 
-quantize_p = kernel_primitive(
+quantize_p: Any = kernel_primitive(
     "precir_quantize",
     quantize_p_reference,
     platforms={"cuda": _on_cuda},
-    batch=_batch,
+    batch=lambda *args, **params: _batch(quantize_p, *args, **params),
     parts=Parts(cuts.own_scales, _of_one_device),
+)
+# XLA's own code on every platform: it fuses with what makes the tensor.
+quantize_fused_p: Any = kernel_primitive(
+    "precir_quantize_fused",
+    quantize_p_reference,
+    platforms={},
+    batch=lambda *args, **params: _batch(quantize_fused_p, *args, **params),
 )
 
 

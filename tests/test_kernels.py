@@ -23,6 +23,7 @@ from precir.kernels.quantize import QuantizeError, power_of_two_scale, quantize_
 from precir.kernels.scaled_dot import ScaledDotError, scaled_dot_reference
 from precir.kernels.scaled_dot_cuda import _scaled
 from precir.kernels.scaled_dot_cuda import by_xla as _on_cuda
+from tests.crosslower import lower_for_cuda
 
 FORMATS = pytest.mark.parametrize("format", [E4M3, E5M2], ids=str)
 MATMUL = (((1,), (0,)), ((), ()))
@@ -414,5 +415,11 @@ def test_fused_quantisation_is_the_same_and_binds_no_kernel(block: tuple[int, ..
     one, other = quantize(x, E4M3, block=block), quantize(x, E4M3, block=block, fused=True)
     np.testing.assert_array_equal(one.data.view(np.uint8), other.data.view(np.uint8))
     np.testing.assert_array_equal(one.scale, other.scale)
-    text = str(jax.make_jaxpr(lambda x: quantize(x, E4M3, block=block, fused=True))(x))
-    assert "precir_quantize" not in text
+    ours, kernels = lower_for_cuda(partial(quantize, format=E4M3, block=block, fused=True), x)
+    assert not kernels
+    assert "custom_call" not in ours
+    over = jax.vmap(partial(quantize, format=E4M3, block=block[1:], fused=True))(x)
+    apart = jax.vmap(partial(quantize, format=E4M3, block=block[1:]))(x)
+    np.testing.assert_array_equal(over.data.view(np.uint8), apart.data.view(np.uint8))
+    with pytest.raises(DerivativeError):
+        jax.grad(lambda x: quantize(x, E4M3, fused=True).unscale().sum())(x)

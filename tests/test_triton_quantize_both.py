@@ -71,11 +71,23 @@ def test_examples_have_scales_of_their_own():
 
 def test_errors():
     with pytest.raises(QuantizeError, match="not a tensor of shape"):
-        quantize_both(jnp.ones((2, 3, 4)), E4M3)
+        quantize_both(jnp.ones(4), E4M3)
+    with pytest.raises(QuantizeError, match="reach over axes that are one"):
+        quantize_both(jnp.ones((2, 4, 4)), E4M3, block=(1, 2, 2))
     with pytest.raises(QuantizeError, match="one float32 scalar"):
         quantize_both(jnp.ones((2, 3)), E4M3, block=(1, 2), scale=1.0)
     with pytest.raises(DerivativeError):
         jax.grad(lambda x: quantize_both(x, E4M3)[0].unscale().sum())(jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("block", [(), (1, 1, 16), (1, 1, 64)], ids=str)
+def test_more_axes_are_one_matrix(block):
+    x = numbers((3, 32, 64), "bfloat16")
+    lying, turned = quantize_both(x, E4M3, block=block)
+    matrix = x.reshape(96, 64)
+    assert_same(jax.tree.leaves(lying), jax.tree.leaves(quantize(x, E4M3, block=block)))
+    its = quantize(matrix.T, E4M3, block=block[1:])
+    assert_same(jax.tree.leaves(turned), jax.tree.leaves(its))
 
 
 # --- the kernels
