@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from precir.ir import Literal, Node, Operand, Value
-from precir.ops.numbers import evaluate, unrounded
+from precir.ops.numbers import ELEMENTWISE, evaluate, unrounded
 
 Array = np.ndarray[Any, Any]
 
@@ -150,13 +150,7 @@ def _reshaped(x: Array, old: tuple[int, ...], new: tuple[int, ...]) -> Array:
     return x.reshape([1 if n == 1 else next(sizes) for n in new])
 
 
-def _known_ops() -> frozenset[str]:
-    from precir.ops.numbers import ELEMENTWISE
-
-    return frozenset({
-        *ELEMENTWISE, *_CASTS, *_REDUCE, *_AXES_KEPT,
-        "broadcast_in_dim", "transpose", "integer_pow", "one_minus_square", "select_n", "clamp",
-    })  # fmt: skip
-
-
-_OPS: Final = _known_ops()
+_OPS: Final = frozenset({
+    *ELEMENTWISE, *_CASTS, *_REDUCE, *_AXES_KEPT,
+    "broadcast_in_dim", "transpose", "integer_pow", "one_minus_square", "select_n", "clamp",
+})  # fmt: skip

@@ -60,12 +60,6 @@ class Sink:
     def square(self) -> bool:
         return sum(b > 1 for b in self.block) > 1
 
-    @property
-    def matrix(self) -> tuple[int, int]:
-        """Rows and columns, the axes before the last being one."""
-        *rows, columns = self.value.type.shape
-        return math.prod(rows), columns
-
 
 def find_sinks(graph: Graph) -> list[Sink]:
     """One for each value that is quantised to 8 bits, in program order; what is stored between
