@@ -35,6 +35,8 @@ from jax.typing import ArrayLike
 
 from precir.errors import PrecirError
 from precir.formats import E4M3, E5M2, F16, F32, format_of
+from precir.kernels import fused_cuts
+from precir.kernels.divided import Parts, Split, collectives
 from precir.kernels.folding import fold, unfold
 from precir.kernels.launch import fp8_gpu, launch, result
 from precir.kernels.powers import power_of_two_carry, power_of_two_scale
@@ -75,11 +77,13 @@ def adam_update(
     gradient: ScaledArray | ArrayLike,
     *,
     lr: ArrayLike,
-    count: ArrayLike,
+    count: ArrayLike | None = None,
     b1: ArrayLike = 0.9,
     b2: ArrayLike = 0.999,
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike = 0.0,
+    gradient_scale: ArrayLike = 1.0,
+    corrections: tuple[ArrayLike, ArrayLike] | None = None,
     last: Array | None = None,
     gradient_amax: ArrayLike | None = None,
 ) -> Updated:
@@ -90,7 +94,9 @@ def adam_update(
     for each layer of a stack (``block=(1, *shape[1:])``), or in blocks along the last axis
     (``block=(1, 128)``). ``gradient`` is the same, or plain float16 or bfloat16. ``count`` is the
     number of this step, from 1; with ``lr`` and the other scalars it may be traced. Adam without
-    weight decay is a ``weight_decay`` of 0.
+    weight decay is a ``weight_decay`` of 0. ``corrections`` are what the moments are divided by, in
+    the place of ``count``: 1 - b1^t and 1 - b2^t as the caller has them. ``gradient_scale`` is what
+    the gradient is multiplied by, as where it is clipped; it costs no further read.
 
     ``last`` is the ``amax`` of the step before: then one read suffices. The new moments' scales are
     proved: |m'| <= b1 amax(m) + (1 - b1) amax(g) with rounding to spare, and the second's likewise.
@@ -100,8 +106,13 @@ def adam_update(
 
     Special values are those of ``quantize``. Not differentiable; under ``jax.vmap`` each example
     has its own scales. Raises ``UpdateError`` (a ``TypeError``) for shapes, formats and blocks that
-    are none of these.
+    are none of these, and for neither ``count`` nor ``corrections``, or both.
     """
+    if (count is None) == (corrections is None):
+        raise UpdateError(
+            "the bias corrections are known twice, or not at all",
+            fix="pass count, the number of this step, or corrections, what moments are divided by",
+        )
     shape = np.shape(weight.data if isinstance(weight, ScaledArray) else weight)
     given = [("weight", weight), ("first", first), ("second", second), ("gradient", gradient)]
     stored = [_stored(name, x, shape) for name, x in given]
@@ -113,14 +124,20 @@ def adam_update(
                 fix="store weight and moments alike: under one scale each, or one for each layer",
             )
     examples = math.prod(lead)
+    if len(shape) > 2 and all(s.lead is None for s in stored[:3]):
+        examples = shape[0]  # no scale is for more, and axes that are cut stay apart
 
     # What is constant is computed as optax does: in Python's numbers, then rounded.
-    scalars = [-jnp.asarray(lr, np.float32), b1, 1 - b1, b2, 1 - b2, eps, weight_decay]
-    corrections = [1 / jnp.asarray(1 - b**count, np.float32) for b in (b1, b2)]
-    hyper = jnp.stack([*(jnp.asarray(s, np.float32) for s in scalars), *corrections])
+    if count is not None:
+        corrections = 1 - b1**count, 1 - b2**count
+    rest1, rest2 = (1 - b1) * gradient_scale, (1 - b2) * gradient_scale**2
+    scalars = [-jnp.asarray(lr, np.float32), b1, rest1, b2, rest2, eps, weight_decay]
+    scalars += [1 / jnp.asarray(c, np.float32) for c in corrections or ()]
+    hyper = jnp.stack([jnp.asarray(s, np.float32) for s in scalars])
     scales = jnp.zeros((0, 3), np.float32)
     if last is not None:
-        scales = _proved(stored, hyper, last, gradient_amax).reshape(examples, 3)
+        proved = _proved(stored, hyper, last, gradient_amax)
+        scales = jnp.broadcast_to(proved.reshape(-1, 3), (examples, 3))
 
     columns = shape[-1] if shape else 1
     rows = math.prod(shape) // max(1, examples * columns)
@@ -130,6 +147,8 @@ def adam_update(
     sizes = tuple(s.size for s in stored)
     new = adam_p.bind(*operands, hyper.reshape(1, HYPERS), scales, sizes=sizes)
     w, m, v = (s.like(new[2 * i], new[2 * i + 1]) for i, s in enumerate(stored[:3]))
+    if examples != math.prod(lead):
+        return Updated(w, m, v, jnp.zeros(3, np.float32))
     return Updated(w, m, v, new[6].reshape(*lead, 3))
 
 
@@ -182,6 +201,8 @@ def _stored(name: str, x: ScaledArray | ArrayLike, shape: tuple[int, ...]) -> _S
     if not x.block:
         return _Stored(data, scale, (), 0, scale.shape)
     block = full_block(x.block, len(shape))
+    if all(b >= n for b, n in zip(block, shape, strict=True)):
+        return _Stored(data, scale, x.block, 0, ())
     if all(b == 1 for b in block[:-1]):
         return _Stored(data, scale, x.block, block[-1], None)
     if block[0] == 1 and all(b >= n for b, n in zip(block[1:], shape[1:], strict=True)):
@@ -231,7 +252,10 @@ def _proved(
 # [1 or examples, 9], and the new scales, [examples, 3], or [0, 3] where they are to be found.
 
 
-def _reference(*operands: Array, sizes: tuple[int, ...]) -> Results:
+def _reference(*operands: Array, sizes: tuple[int, ...], across: tuple[str, ...] = ()) -> Results:
+    """With ``across``, the operands are what a device has, and these are the device axes that the
+    scales for all of a tensor reach across.
+    """
     *tensors, hyper, given = operands
     neg_lr, b1, rest1, b2, rest2, eps, decay, c1, c2 = (
         hyper[:, i].reshape(-1, 1, 1) for i in range(HYPERS)
@@ -248,9 +272,9 @@ def _reference(*operands: Array, sizes: tuple[int, ...]) -> Results:
     amax: list[Array] = []
     for i, new in enumerate((w, m, v)):
         data, scale = tensors[2 * i], tensors[2 * i + 1]
-        results += _narrow(new, data, scale, sizes[i], given[:, i])
+        results += _narrow(new, data, scale, sizes[i], given[:, i], across)
         amax.append(_amax(new) if scale.ndim == 1 and scale.size else jnp.zeros(new.shape[0]))
-    return *results, jnp.stack([a.astype(np.float32) for a in amax], 1)
+    return *results, _agreed(jnp.stack([a.astype(np.float32) for a in amax], 1), across)
 
 
 def _wide(data: Array, scale: Array, size: int) -> Array:
@@ -259,16 +283,24 @@ def _wide(data: Array, scale: Array, size: int) -> Array:
     return ScaledArray(data, scale, (1, size) if size else ()).unscale()
 
 
-def _narrow(new: Array, data: Array, scale: Array, size: int, given: Array) -> tuple[Array, Array]:
+def _narrow(
+    new: Array, data: Array, scale: Array, size: int, given: Array, across: tuple[str, ...]
+) -> tuple[Array, Array]:
     dtype = data.dtype
+    params: dict[str, Any]
     if size:
-        params: dict[str, Any] = {"batch_ndim": 0, "block": (1, size), "scales": scale.dtype}
+        params = {"batch_ndim": 0, "block": (1, size), "scales": scale.dtype}
         return quantize_p_reference(new, dtype=dtype, **params)
     if not scale.size:
         return new, scale
     if given.size:
         return quantize_given_reference(new, given, dtype=dtype)[0], given
-    return quantize_p_reference(new, dtype=dtype, batch_ndim=1, block=(), scales=F32.dtype)
+    params = {"batch_ndim": 1, "block": (), "scales": F32.dtype, "across": across}
+    return quantize_p_reference(new, dtype=dtype, **params)
+
+
+def _agreed(amax: Array, across: tuple[str, ...]) -> Array:
+    return collectives.pmax(amax, across) if across else amax
 
 
 def _amax(new: Array) -> Array:
@@ -277,7 +309,8 @@ def _amax(new: Array) -> Array:
     return jnp.max(jnp.where(usual, magnitude, 0), (1, 2), initial=0)
 
 
-def _on_cuda(*operands: Array, sizes: tuple[int, ...]) -> Results:
+def _on_cuda(*operands: Array, sizes: tuple[int, ...], across: tuple[str, ...] = ()) -> Results:
+    """With ``across`` as ``_reference``."""
     *tensors, hyper, given = operands
     datas, scales = tensors[::2], tensors[1::2]
     (examples, rows, columns), grouped = datas[0].shape, {s for s in sizes if s}
@@ -285,7 +318,7 @@ def _on_cuda(*operands: Array, sizes: tuple[int, ...]) -> Results:
     served = len(grouped) < 2 and wide in (16, 32, 64, 128, 256, 512, 1024, TILE)
     served &= all(s.dtype == np.float32 for s in scales) and datas[0].size > 0
     if not (served and fp8_gpu()):
-        return _reference(*operands, sizes=sizes)
+        return _reference(*operands, sizes=sizes, across=across)
     from precir.kernels.triton.adam_update import adam_amax, adam_write
 
     if not grouped:
@@ -310,7 +343,7 @@ def _on_cuda(*operands: Array, sizes: tuple[int, ...]) -> Results:
     amax = jnp.zeros((examples, 3), np.float32)
     if one and not given.size:
         (parts,) = launch(adam_amax, inputs, [found], grid, warps=WARPS, **constants)
-        amax = largest(parts.transpose(0, 2, 1), (examples, 3))
+        amax = _agreed(largest(parts.transpose(0, 2, 1), (examples, 3)), across)
     used = given
     if not given.size:
         used = jnp.stack(
@@ -335,7 +368,7 @@ def _on_cuda(*operands: Array, sizes: tuple[int, ...]) -> Results:
         **constants,
     )
     if measured:
-        amax = largest(parts.transpose(0, 2, 1), (examples, 3))
+        amax = _agreed(largest(parts.transpose(0, 2, 1), (examples, 3)), across)
     for i, kind in enumerate(kinds[:3]):
         if kind < 2:
             new[2 * i + 1] = used[:, i] if kind else scales[i]
@@ -350,6 +383,14 @@ def _batch(
     return unfold(adam_p.bind(*folded, sizes=sizes), size)
 
 
+def _of_one_device(split: Split, *operands: Array, sizes: tuple[int, ...]) -> Results:
+    return _on_cuda(*operands, sizes=sizes, across=split.agreed)
+
+
 adam_p = kernel_primitive(
-    "precir_adam_update", _reference, platforms={"cuda": _on_cuda}, batch=_batch
+    "precir_adam_update",
+    _reference,
+    platforms={"cuda": _on_cuda},
+    batch=_batch,
+    parts=Parts(fused_cuts.adam, _of_one_device),
 )

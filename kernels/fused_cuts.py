@@ -1,4 +1,5 @@
-"""Where norms and activations that are written in FP8 may be cut, for `precir.kernels.divided`.
+"""Where what computes and quantises in one may be cut, for `precir.kernels.divided`: norms,
+activations, updates.
 
 Each device computes what it has; where a largest magnitude is asked for, they agree on it.
 """
@@ -50,6 +51,32 @@ def activation_gradients(
     operands = ((_EXAMPLES, None), *((data,) * (1 + len(both))))
     agreed = (_ROWS, _COLUMNS) if writing.amax else ()
     return Rule(operands, written * len(both), pieces, agreed=agreed)
+
+
+def adam(*shapes: Shape, sizes: tuple[int, ...]) -> Rule:
+    """Of ``precir_adam_update``: blocks stay whole, and what is under one scale agrees on it."""
+    (examples, rows, columns), *_ = shapes
+    pieces: dict[Hashable, int] = {_EXAMPLES: examples, _ROWS: rows, _COLUMNS: columns}
+    data = _EXAMPLES, _ROWS, _COLUMNS
+    grouped = [size for size in sizes if size]
+    if grouped:
+        pieces[_COLUMNS] = _whole(columns, max(grouped))
+    operands: list[Names] = []
+    one = False
+    for i, size in enumerate(sizes):
+        scale = shapes[2 * i + 1]
+        operands += [data, _scales(scale)]
+        one |= i < 3 and not size and scale != (0,)
+    hyper, given = shapes[-2:]
+    each = [(_EXAMPLES if shape[0] == examples else None, None) for shape in (hyper, given)]
+    results = *operands[:6], (_EXAMPLES, None)
+    return Rule((*operands, *each), results, pieces, agreed=(_ROWS, _COLUMNS) if one else ())
+
+
+def _scales(shape: Shape) -> Names:
+    if len(shape) < 3:
+        return (_EXAMPLES if shape[0] else None,)
+    return _EXAMPLES, _ROWS, _COLUMNS if shape[2] > 1 else None
 
 
 def _written(shape: Shape, writing: Writing) -> tuple[tuple[Names, ...], dict[Hashable, int]]:

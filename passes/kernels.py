@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
+from precir.ops.adam import ADAM
 from precir.ops.fused import result_types
 from precir.passes.fused_act import Activation, find_activation
 from precir.passes.fused_cost import Cost, Work, elements_of, width_of
@@ -33,6 +34,7 @@ from precir.passes.samples import elementwise
 from precir.passes.simplify import drop_dead
 from precir.passes.sinks import Sink, find_sinks, positions, root
 from precir.passes.turned_products import turn_products
+from precir.passes.update_stored import update_stored
 
 _SIZES: Final = (16, 32, 64, 128)  # blocks whose transposes there are kernels for
 _SPREADS: Final = ("reshape", "broadcast_in_dim", "expand_dims")
@@ -85,7 +87,9 @@ def _level(graph: Graph, compute: str, times: int | None, decided: list[Fused]) 
         else:
             inputs = [rewrite(o) for o in node.inputs]
             rewrite.replace(node, node.like(inputs=inputs, regions=regions))
-    graph = _built(turn_products(rewrite.finish()), _Builder.computed, times, decided)
+    graph, updates = update_stored(rewrite.finish())
+    decided += [Fused(ADAM, u.node, u.used, times, u.saved, u.reason) for u in updates]
+    graph = _built(turn_products(graph), _Builder.computed, times, decided)
     if compute == NARROW:
         graph, narrowed = narrow_values(graph)
         why = "only quantised: stored in 16 bits"

@@ -11,6 +11,7 @@ from precir.emit.names import Names, module_part, noun
 from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
 from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
+from precir.ops.adam import ADAM
 from precir.ops.control import condition
 from precir.ops.fused import FUSED, suffixes
 from precir.ops.writing import ATOM, Hole, Template, literal_source
@@ -211,6 +212,12 @@ class FunctionWriter(LoopWriter):
         if node.op == "turned_back" and isinstance(node.inputs[0], Value):
             text = self.env.get(node.inputs[0], ("", 0))[0]
             return self.names.fresh(f"{text.removesuffix('_t')}_columns")
+        if node.op == ADAM:
+            stored = node.inputs[value.index]
+            text = self.env.get(stored, ("", 0))[0] if isinstance(stored, Value) else ""
+            found = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
+            found = found[1:] or found  # without the argument that they are parts of
+            return self.names.fresh("_".join(["new", *found[-2:]]))
         part = module_part(node.scope)
         if node.op in FUSED:
             return self.names.fresh(self.fused_name(value, node, part))

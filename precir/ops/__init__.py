@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 
 from precir.ops import (
+    adam,
     contraction,
     control,
     elementwise,
@@ -22,7 +23,7 @@ __all__ = ["OPS", "Keeps", "Op", "op_named"]
 
 _FAMILIES = (
     elementwise, movement, contraction, reductions, indexing, control, random_, special, precision,
-    fused,
+    fused, adam,
 )  # fmt: skip
 OPS: dict[str, Op] = {}
 for _op in chain.from_iterable(family.OPS for family in _FAMILIES):

@@ -9,6 +9,7 @@ from typing import Any, Final
 from precir.ir import Node, Type
 from precir.ops.fused import operands, result_types
 from precir.scaled import scale_shape
+from precir.verify.adam import adam
 from precir.verify.contracts import CONTRACTS, Wrong, _agree_types, is_block, is_float, show
 
 _SCALAR: Final = Type((), "float32")
@@ -92,5 +93,6 @@ EVERY_CONTRACT: Final[dict[str, Callable[[Node], Wrong]]] = {
     "quantize_both": _fused,
     "turned_back": _turned_back,
     "current_scale": _current_scale,
+    "adam_update": adam,
 }
 """Those of all ops."""
