@@ -331,7 +331,7 @@ def _on_cuda(*operands: Array, sizes: tuple[int, ...], across: tuple[str, ...] =
     tall = TILE // wide
     tiles = -(-m // tall) * -(-n // wide)
     names = ("WEIGHT", "FIRST", "SECOND", "GRADIENT")
-    constants = dict(zip(names, kinds, strict=True))
+    constants: dict[str, Any] = dict(zip(names, kinds, strict=True))
     constants |= {"M": m, "N": n, "TALL": tall, "WIDE": wide, "HYPERS": hyper.shape[0]}
     inputs = [
         a
@@ -352,15 +352,19 @@ def _on_cuda(*operands: Array, sizes: tuple[int, ...], across: tuple[str, ...] =
     nothing = result((1,), np.float32)
     out = []
     for data, scale, kind in zip(datas[:3], scales, kinds, strict=False):
-        out += [result(data.shape, data.dtype)]
+        out += [result((examples, m, n), data.dtype)]
         out += [result(scale.shape, np.float32) if kind == 2 else nothing]
     measured = bool(one and given.size)
+    # Data, and scales of groups, which the new ones are made of element by element.
+    in_place = {2 * i: 2 * i for i in range(3)}
+    in_place |= {2 * i + 1: 2 * i + 1 for i, kind in enumerate(kinds[:3]) if kind == 2}
     *new, parts = launch(
         adam_write,
         [*inputs, used],
         [*out, found if measured else result((1,), np.int32)],
         grid,
         warps=WARPS,
+        in_place=in_place,
         WEIGHT_CARRY=power_of_two_carry(datas[0].dtype),
         FIRST_CARRY=power_of_two_carry(datas[1].dtype),
         SECOND_CARRY=power_of_two_carry(datas[2].dtype),
@@ -370,6 +374,7 @@ def _on_cuda(*operands: Array, sizes: tuple[int, ...], across: tuple[str, ...] =
     if measured:
         amax = _agreed(largest(parts.transpose(0, 2, 1), (examples, 3)), across)
     for i, kind in enumerate(kinds[:3]):
+        new[2 * i] = new[2 * i].reshape(datas[0].shape)
         if kind < 2:
             new[2 * i + 1] = used[:, i] if kind else scales[i]
     return *new, amax

@@ -63,7 +63,7 @@ def as_matrices(
             return None
 
 
-def tiling(shape: tuple[int, int, int]) -> tuple[tuple[int], dict[str, int]]:
+def tiling(shape: tuple[int, int, int]) -> tuple[tuple[int], dict[str, Any]]:
     """The grid over [matrices, m, n] and its constants: tiles as tall as there are rows for."""
     matrices, m, n = shape
     tall, wide = (TALL, WIDE) if m >= TALL else (1, TALL * WIDE)

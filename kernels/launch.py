@@ -7,7 +7,7 @@ A rule asks ``fp8_gpu()`` whether its kernels can be had, and else takes the ref
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import lru_cache
@@ -36,6 +36,7 @@ def launch(
     *,
     warps: int = 4,
     stages: int = 3,
+    in_place: Mapping[int, int] | None = None,
     **constants: Any,
 ) -> tuple[Array, ...]:
     """What ``kernel`` (a ``triton.jit`` function) writes: arrays of the types ``out``.
@@ -44,6 +45,10 @@ def launch(
     name. The results hold anything before it runs, so it writes every element. ``grid`` is the
     number of programs along one to three axes, none of them 0; ``warps`` and ``stages`` are
     Triton's ``num_warps`` and ``num_stages``. A product and a sum are rounded apart.
+
+    ``in_place`` gives arrays, by number, that results lie in the place of. Every element that the
+    kernel writes there has to be made of what it read there. XLA copies such an array first where
+    something else reads it later, or it is an argument that is not donated.
     """
     capability, runner = _target.get() or (None, None)
     if runner is not None:
@@ -59,6 +64,7 @@ def launch(
         num_stages=stages,
         compute_capability=capability,
         enable_fp_fusion=False,
+        input_output_aliases=dict(in_place or {}),
         **constants,
     )
     return tuple(results)

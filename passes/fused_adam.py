@@ -58,7 +58,8 @@ class Adam:
       stored: weight, first and second moment as they are stored.
       kept: the nodes that store the new ones; None for a weight that is stored as it is computed.
       new: the new ones as computed.
-      gradient: what crosses memory, or that dequantised.
+      crosses: the gradient in memory, or that dequantised.
+      gradient: what the kernel reads: that, or what is computed of it for the kernel.
       scaling: the nodes that multiply it by a number, in their order.
       scaled: what they make of it, the gradient itself if they are none.
       factors: of each scalar of the kernel but what `scaling` gives, by name.
@@ -67,6 +68,7 @@ class Adam:
     stored: tuple[Value, ...]
     kept: tuple[Node | None, ...]
     new: tuple[Value, ...]
+    crosses: Value
     gradient: Value
     scaling: tuple[Node, ...]
     scaled: Value
@@ -166,13 +168,13 @@ def _adam(
         factors = _factors(new, (*old, scaled))
         if factors is None:
             continue
-        steps = _multiplies(scaled, gradient, scaling, position)
+        read, steps = gradient, _multiplies(scaled, gradient, scaling, position)
         if steps is None:
-            steps, gradient = (), scaled
+            steps, read = (), scaled
         nodes = tuple(next(iter(kept[v]), None) for v in new)
         stored = tuple(map(as_stored, old))
         wrong = _misplaced(graph, nodes, kept, new, stored, cone.inside - scaling.inside)
-        return wrong or Adam(stored, nodes, new, gradient, steps, scaled, factors)
+        return wrong or Adam(stored, nodes, new, gradient, read, steps, scaled, factors)
     return "it is not AdamW's, or its numbers are not products of scalars"
 
 
@@ -335,10 +337,14 @@ def _products(run: _Run) -> dict[str, Factor] | None:
     scale = of("rest1") / Factor(1 - b1.number, {})
     return {
         "lr": lr, "b1": b1, "b2": b2, "eps": Factor(_short(eps), {}),
-        "weight_decay": decay / lr if decay.number else Factor(0.0, {}),
-        "gradient_scale": Factor(_short(scale.number), scale.powers),
+        "weight_decay": _shortened(decay / lr) if decay.number else Factor(0.0, {}),
+        "gradient_scale": _shortened(scale),
         "correction_1": one_ / first, "correction_2": one_ / second,
     }  # fmt: skip
+
+
+def _shortened(factor: Factor) -> Factor:
+    return Factor(_short(factor.number), factor.powers)
 
 
 def _short(number: float) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from precir.ir import Graph, Literal, Node, Operand, Type, Value
 from precir.ops.adam import ADAM, SCALARS
 from precir.passes.fused_adam import Adam, Factor, as_stored, find_adams
-from precir.passes.fused_cost import Cost
+from precir.passes.fused_cost import Cost, elements_of, width_of
 from precir.passes.rebuild import in_order
 from precir.passes.simplify import drop_dead
 
@@ -39,7 +39,7 @@ def update_stored(graph: Graph) -> tuple[Graph, list[Decision]]:
             pays = saved.seconds > 0
             if pays:
                 builder.add(found)
-            reason = "weight and moments in one read" if pays else "it takes no less"
+            reason = "AdamW, on what is stored" if pays else "it takes no less"
             decisions.append(Decision(node, pays, saved, reason))
         else:
             decisions.append(Decision(found[0], False, Cost(), found[1]))
@@ -47,7 +47,33 @@ def update_stored(graph: Graph) -> tuple[Graph, list[Decision]]:
 
 
 def _saved(adam: Adam) -> Cost:
-    return Cost(1, 1)
+    """XLA reads all of it once to write, once more for the largest of what is under one scale, and
+    once more for those of blocks; the kernel finds these as it writes. Each of XLA's scales takes
+    kernels of its own. (7B on an H100, compiled: 5.5 bytes a parameter less where moments are in
+    blocks, of 5.3 that are read; none less where they are not.)
+    """
+    narrow = [v.type for v in adam.stored if v.type.scale is not None]
+    blocks = sum(_in_blocks(t) for t in narrow)
+    one = len(narrow) - blocks
+    state = sum(_bytes(v.type) for v in adam.stored)
+    gradient, crosses = (_bytes(as_stored(v).type) for v in (adam.gradient, adam.crosses))
+    looks = 1 + bool(one)
+    apart = Cost((looks + bool(blocks)) * (state + crosses), 2 * len(narrow))
+    if adam.gradient is not adam.crosses:  # computed, and written for the kernel to read
+        return apart - Cost(looks * (state + gradient) + crosses + gradient, looks + 1)
+    return apart - Cost(looks * (state + gradient), looks)
+
+
+def _in_blocks(kind: Type) -> bool:
+    """Whether scales are for less than a matrix."""
+    block = kind.block[-2:]
+    return any(b < n for b, n in zip(block, kind.shape[-2:], strict=bool(block)))
+
+
+def _bytes(kind: Type) -> int:
+    return elements_of(kind.shape) * (
+        1 if kind.dtype.startswith("float8") else width_of(kind.dtype)
+    )
 
 
 @dataclass

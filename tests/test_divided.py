@@ -18,6 +18,7 @@ import precir
 from precir.formats import E8M0FNU, F32
 from precir.kernels import E4M3, E5M2, dequantize, observe, quantize, quantize_cuda
 from precir.kernels.act_quantize import act_gradients_p, act_p
+from precir.kernels.adam_update import adam_p
 from precir.kernels.dequantize import dequantize_p
 from precir.kernels.divided import divided, sharding_rule
 from precir.kernels.division import Division, Kind, Rule, decide, device_axes, read_cuts
@@ -217,6 +218,27 @@ def test_norms_and_activations_in_parts(name):
     operands = [both, g, jnp.concatenate([x, up], -1)]
     params["packed"] = True
     assert_near(*on_devices(act_gradients_p, operands, specs[:3], **params)[:2])
+
+
+@pytest.mark.parametrize("size", [0, 32], ids=["one scale", "blocks"])
+@pytest.mark.parametrize("spec", [P(None, ("a", "b")), P(None, "b", "a"), P("b", "a")], ids=str)
+def test_updates_in_parts(size, spec):
+    """The state stays where it is; only what is under one scale takes a word with the others."""
+    w, m, g = (jax.random.normal(jax.random.key(i), (2, 64, 128)) for i in range(3))
+    block = (1, 1, size) if size else (1, 64, 128)
+    formats = jnp.float16, E4M3, E5M2, E4M3
+    stored = [quantize(x, f, block=block) for x, f in zip((w, m, m * m, g), formats, strict=True)]
+    scales = [s.scale if size else s.scale.reshape(2) for s in stored]
+    hyper = jnp.array([[-1e-2, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.1, 2.0, 30.0]])
+    operands = [*(a for s, n in zip(stored, scales, strict=True) for a in (s.data, n)), hyper]
+    lies = [spec, spec if size and spec != P(None, "b", "a") else P()] * 4
+    operands, specs = [*operands, jnp.zeros((0, 3))], [*lies, P(), P()]
+    found, expected, text = on_devices(adam_p, operands, specs, sizes=(size,) * 4)
+    assert_near(found, expected)
+    for x, old in zip(found[:6:2], stored, strict=False):
+        assert (x.dtype, x.sharding.spec) == (old.dtype, spec)
+    assert "all-gather" not in text
+    assert ("all-reduce" in text) == (not size)
 
 
 @pytest.mark.parametrize("blocks", [((), ()), ((1, 128), (128, 1)), ((1, 512), (512, 1))], ids=str)

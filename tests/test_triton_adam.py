@@ -90,6 +90,18 @@ def test_it_is_optax_adamw():
     np.testing.assert_allclose(new.weight, w + updates, rtol=1e-6)
 
 
+def test_what_a_gradient_is_multiplied_by_and_moments_are_divided_by():
+    w, m, v, g = state((7, 30), (*PLAIN[:3], ("float32",)), special=False)
+    rest = {k: x for k, x in SCALARS.items() if k != "count"}
+    scale, corrections = jnp.float32(0.37), (1 - 0.9**5, 1 - 0.999**5)
+    new = adam_update(w, m, v, g, **rest, gradient_scale=scale, corrections=corrections)
+    for a, b in zip(new, adam_update(w, m, v, scale * g, **SCALARS), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-6)
+    for wrong in ({}, {"count": 5, "corrections": corrections}):
+        with pytest.raises(UpdateError, match="known twice, or not at all"):
+            adam_update(w, m, v, g, **rest, **wrong)
+
+
 @STORES
 def test_storage_is_quantize_of_the_wide_step(stores):
     args = state((6, 200), stores, special=False)
@@ -184,6 +196,14 @@ def test_in_the_interpreter(stores):
 def test_ragged_in_the_interpreter():
     check(state((1,), O2))
     check(state((5, 77), GROUPS))
+
+
+@ON_LINUX
+def test_one_scale_may_be_a_block_of_all_in_the_interpreter():
+    whole = ("float16", (12, 40)), ("e4m3", 16), ("e5m2", 16), ("e4m3", ())
+    check(state((12, 40), whole))
+    new = adam_update(*state((12, 40), whole), **SCALARS)
+    assert (new.weight.block, new.weight.scale.shape) == ((12, 40), (1, 1))
 
 
 @ON_LINUX

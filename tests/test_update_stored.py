@@ -1,0 +1,252 @@
+"""Updates of AdamW to narrow storage: what is recognised, what is written, and the same numbers."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import precir
+from precir.ops.adam import ADAM
+from precir.scaled import ScaledArray
+
+RECIPES = ("fp8-lm-o2", "fp8-lm-block")
+X = jax.random.normal(jax.random.key(1), (16, 64))
+
+
+def unrolled(params, x):
+    return jnp.mean((jnp.tanh(x @ params["a"]) @ params["b"]) ** 2)
+
+
+def scanned(params, x):
+    def layer(h, w):
+        return jnp.tanh(h @ w["a"]) @ w["b"], None
+
+    return jnp.mean(jax.lax.scan(layer, x, params)[0] ** 2)
+
+
+def weights(*stack):
+    a, b = jax.random.split(jax.random.key(2))
+    return {
+        "a": jax.random.normal(a, (*stack, 64, 128)) / 8,
+        "b": jax.random.normal(b, (*stack, 128, 64)) / 8,
+    }
+
+
+def step_of(optimizer, loss=unrolled):
+    def step(state, x):
+        params, inner = state
+        value, grads = jax.value_and_grad(loss)(params, x)
+        updates, inner = optimizer.update(grads, inner, params)
+        return (optax.apply_updates(params, updates), inner), value
+
+    return step
+
+
+def by_hand(params, x, rate=3e-3, b1=0.8, b2=0.95):
+    """Adam as one may write it down."""
+
+    def init():
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return params, zeros, zeros, jnp.int32(0)
+
+    def step(state, x):
+        params, first, second, count = state
+        value, grads = jax.value_and_grad(unrolled)(params, x)
+        count = count + 1
+        t = count.astype(jnp.float32)
+        first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, first, grads)
+        second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, second, grads)
+        root = jnp.sqrt(1 - b2**t)
+
+        def moved(w, m, v):
+            step = (m / (1 - b1**t)) / (jnp.sqrt(v) / root + 1e-7)
+            return w - rate * (0.1 * w + step)
+
+        return (jax.tree.map(moved, params, first, second), first, second, count), value
+
+    return step, init()
+
+
+def case(name):
+    """A step and its first state."""
+    if name == "by hand":
+        return by_hand(weights(), X)
+    params = weights(3) if "scan" in name else weights()
+    schedule = optax.warmup_cosine_decay_schedule(1e-3, 1e-2, 2, 10)
+    optimizer = {
+        "adamw": optax.adamw(schedule, weight_decay=0.1),
+        "adam": optax.adam(3e-3, eps=1e-6),
+        "clipped": optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(schedule)),
+        "not clipped": optax.chain(optax.clip_by_global_norm(1e6), optax.adamw(1e-2)),
+        "mean of four": optax.chain(optax.scale(0.25), optax.adamw(1e-2)),
+        "each by its rms": optax.chain(optax.clip_by_block_rms(1e-4), optax.adamw(1e-2)),
+        "by value": optax.chain(optax.clip(1e-4), optax.scale_by_adam(), optax.scale(-0.01)),
+        "over scan": optax.chain(optax.clip_by_global_norm(0.01), optax.adamw(schedule)),
+    }[name]
+    loss = scanned if "scan" in name else unrolled
+    return step_of(optimizer, loss), (params, optimizer.init(params))
+
+
+CASES = (
+    "adamw",
+    "adam",
+    "clipped",
+    "not clipped",
+    "mean of four",
+    "each by its rms",
+    "over scan",
+    "by hand",
+)
+
+
+def compiled(step, recipe, kernels="fused", **changes):
+    return precir.compile(step, recipe=precir.recipe(recipe, kernels=kernels, **changes))
+
+
+def updates(step, *args):
+    return [n for n in step.program(*args).graph.walk() if n.op == ADAM]
+
+
+def run(step, state, count=3):
+    state, x = step.init(state, X)
+    for _ in range(count):
+        state, value = step(state, x)
+    return state, value
+
+
+def leaves(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, ScaledArray))
+
+
+def assert_alike(fused, plain):
+    """The kernel rounds as float32 does, so a number between two of storage goes either way."""
+    assert jax.tree.structure(fused) == jax.tree.structure(plain)
+    for a, b in zip(leaves(fused), leaves(plain), strict=True):
+        if isinstance(a, ScaledArray):
+            np.testing.assert_array_equal(a.scale, b.scale)
+            wide = [np.asarray(t.unscale()) for t in (a, b)]
+            apart = ~np.isclose(*wide, rtol=1e-5, atol=1e-9)
+            assert apart.mean() < 2e-3
+            np.testing.assert_allclose(*wide, rtol=0.26, atol=float(np.max(a.scale)) * 2.0**-9)
+        else:
+            np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("name", CASES)
+def test_one_kernel_for_each_weight_and_the_same_numbers(name, recipe):
+    step, state = case(name)
+    fused, plain = (compiled(step, recipe, kernels) for kernels in ("fused", "plain"))
+    assert_alike(run(fused, state, 1), run(plain, state, 1))
+    (start, x) = fused.init(state, X)
+    found = updates(fused, start, x)
+    assert len(found) == 2
+    assert fused.source(start, x).count("adam_update(") == 2
+
+
+def test_the_numbers_are_those_of_the_program():
+    step, state = by_hand(weights(), X)
+    step = compiled(step, "fp8-lm-o2")
+    source = " ".join(step.source(*step.init(state, X)).split())
+    said = "cast_4_q, lr=0.003, b1=0.8, b2=0.95, eps=1e-07, weight_decay=0.1, corrections=("
+    assert f'adam_update( state[0]["a"], state[1]["a"], state[2]["a"], {said}' in source
+    clipped, state = case("clipped")
+    clipped = compiled(clipped, "fp8-lm-o2")
+    assert "gradient_scale=" in clipped.source(*clipped.init(state, X))
+
+
+@pytest.mark.parametrize("name", ["over scan", "not clipped"])
+def test_in_the_loop_that_makes_the_gradient(name):
+    step, state = case(name)
+    every = [
+        compiled(step, "fp8-lm-block", kernels, update="fused") for kernels in ("fused", "plain")
+    ]
+    assert_alike(*(run(f, state, 1) for f in every))
+    args = every[0].init(state, X)
+    assert len(updates(every[0], *args)) == 2
+    if "scan" in name:
+        assert not any(n.op == ADAM for n in every[0].program(*args).graph)
+        with_rows = every[0].source(*args)
+        assert with_rows.index("adam_update(") < with_rows.index("@jax.jit")
+
+
+# --- what is left as it is ------------------------------------------------------------------------
+
+
+def ascended(inner):
+    """An optimizer that changes what another makes: `inner` of (update, parameter)."""
+
+    def update(updates, state, params):
+        return jax.tree.map(inner, updates, params), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def reading_elsewhere(state, x):
+    step = step_of(optax.adam(1e-2))
+    (params, inner), value = step(state, x)
+    return (params, inner), value + sum(jnp.sum(m) for m in jax.tree.leaves(inner[0].mu))
+
+
+def skipping(state, x):
+    """No update where the loss is large, as under a loss scale."""
+    new, value = step_of(optax.adam(1e-2))(state, x)
+    return jax.tree.map(partial(jnp.where, value < 2), new, state), value
+
+
+OTHERS: dict[str, Any] = {
+    "nesterov": optax.nadam(1e-2),
+    "eps within the root": optax.adam(1e-2, eps=1e-3, eps_root=1e-3),
+    "largest second moment": optax.amsgrad(1e-2),
+    "capped": optax.chain(optax.adam(1e-2), ascended(lambda u, w: jnp.clip(u, -0.009, 0.009))),
+    "decay of large weights": optax.chain(
+        optax.adam(1e-2), ascended(lambda u, w: u - jnp.where(jnp.abs(w) > 0.1, 1e-3 * w, 0))
+    ),
+    "decay in the gradient": optax.chain(optax.add_decayed_weights(0.1), optax.adam(1e-2)),
+    "sign": optax.lion(1e-2),
+    "after the trust ratio": optax.lamb(1e-2),
+    "read elsewhere": reading_elsewhere,
+    "skipped": skipping,
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_updates_stay_as_they_are(name):
+    other = OTHERS[name]
+    optimizer = optax.adam(1e-2) if callable(other) and not isinstance(other, tuple) else other
+    step = step_of(other) if isinstance(other, tuple) else other
+    state = (weights(), optimizer.init(weights()))
+    fused, plain = (compiled(step, "fp8-lm-block", kernels) for kernels in ("fused", "plain"))
+    args = fused.init(state, X)
+    assert not updates(fused, *args)
+    assert_alike(run(fused, state, 1), run(plain, state, 1))
+
+
+def test_the_report_says_what_became_of_an_update():
+    rows = {}
+    for name in ("adamw", "nesterov", "read elsewhere"):
+        step, state = case(name) if name in CASES else (None, None)
+        if step is None:
+            other = OTHERS[name]
+            step = step_of(other) if isinstance(other, tuple) else other
+            made = other if isinstance(other, tuple) else optax.adam(1e-2)
+            state = (weights(), made.init(weights()))
+        step = compiled(step, "fp8-lm-block")
+        report = step.report(*step.init(state, X))
+        rows[name] = {(k.used, k.reason) for k in report.kernels if k.kernel == ADAM}
+    assert rows["adamw"] == {(True, "AdamW, on what is stored")}
+    assert rows["read elsewhere"] == {(False, "what it computes is read elsewhere")}
+    said = "it is not AdamW's, or its numbers are not products of scalars"
+    assert rows["nesterov"] == {(False, said)}
+
+
+def test_one_narrow_weight_alone_is_not_worth_a_kernel():
+    step, state = case("adam")
+    step = compiled(step, "fp8-lm-o1")
+    report = step.report(*step.init(state, X))
+    found = [k for k in report.kernels if k.kernel == ADAM]
+    assert [(k.used, k.reason) for k in found] == [(False, "it takes no less")] * 2
