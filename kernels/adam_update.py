@@ -25,7 +25,6 @@ being subnormal in float32, and the other is below 2^-100.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -33,9 +32,9 @@ from jax import Array, lax
 from jax import numpy as jnp
 from jax.typing import ArrayLike
 
-from precir.errors import PrecirError
-from precir.formats import E4M3, E5M2, F16, F32, format_of
+from precir.formats import F32
 from precir.kernels import fused_cuts
+from precir.kernels.adam_stored import UpdateError, proved_scales, stored
 from precir.kernels.divided import Parts, Split, collectives
 from precir.kernels.folding import fold, unfold
 from precir.kernels.launch import fp8_gpu, launch, result
@@ -43,19 +42,11 @@ from precir.kernels.powers import power_of_two_carry, power_of_two_scale
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.kernels.quantize import quantize_given_reference, quantize_p_reference
 from precir.kernels.quantize_cuda import largest
-from precir.scaled import ScaledArray, full_block
+from precir.scaled import ScaledArray
 
 TILE: Final = 2048  # elements of a program
 WARPS: Final = 8
 HYPERS: Final = 9
-HEADROOM: Final = 4.0  # what a weight under a scale of the last step may grow by
-
-_NARROW: Final = frozenset({E4M3.dtype, E5M2.dtype, F16.dtype})
-_GRADIENTS: Final = frozenset({"float32", "bfloat16", "float16"})
-
-
-class UpdateError(PrecirError, TypeError):
-    """A weight, a moment, a gradient or a scale that ``adam_update`` does not take."""
 
 
 class Updated(NamedTuple):
@@ -115,16 +106,16 @@ def adam_update(
         )
     shape = np.shape(weight.data if isinstance(weight, ScaledArray) else weight)
     given = [("weight", weight), ("first", first), ("second", second), ("gradient", gradient)]
-    stored = [_stored(name, x, shape) for name, x in given]
-    lead = next((s.lead for s in stored[:3] if s.lead is not None), ())
-    for s in stored:
-        if s.lead not in (None, lead, ()) or (s.lead == () != lead and s is not stored[3]):
+    tensors = [stored(name, x, shape) for name, x in given]
+    lead = next((s.lead for s in tensors[:3] if s.lead is not None), ())
+    for s in tensors:
+        if s.lead not in (None, lead, ()) or (s.lead == () != lead and s is not tensors[3]):
             raise UpdateError(
                 f"scales for {lead} and scales for {s.lead} of one parameter",
                 fix="store weight and moments alike: under one scale each, or one for each layer",
             )
     examples = math.prod(lead)
-    if len(shape) > 2 and all(s.lead is None for s in stored[:3]):
+    if len(shape) > 2 and all(s.lead is None for s in tensors[:3]):
         examples = shape[0]  # no scale is for more, and axes that are cut stay apart
 
     # What is constant is computed as optax does: in Python's numbers, then rounded.
@@ -136,115 +127,20 @@ def adam_update(
     hyper = jnp.stack([jnp.asarray(s, np.float32) for s in scalars])
     scales = jnp.zeros((0, 3), np.float32)
     if last is not None:
-        proved = _proved(stored, hyper, last, gradient_amax)
+        proved = proved_scales(tensors, hyper, last, gradient_amax)
         scales = jnp.broadcast_to(proved.reshape(-1, 3), (examples, 3))
 
     columns = shape[-1] if shape else 1
     rows = math.prod(shape) // max(1, examples * columns)
     operands: list[Array] = []
-    for s in stored:
+    for s in tensors:
         operands += s.operands(examples, rows, columns)
-    sizes = tuple(s.size for s in stored)
+    sizes = tuple(s.size for s in tensors)
     new = adam_p.bind(*operands, hyper.reshape(1, HYPERS), scales, sizes=sizes)
-    w, m, v = (s.like(new[2 * i], new[2 * i + 1]) for i, s in enumerate(stored[:3]))
+    w, m, v = (s.like(new[2 * i], new[2 * i + 1]) for i, s in enumerate(tensors[:3]))
     if examples != math.prod(lead):
         return Updated(w, m, v, jnp.zeros(3, np.float32))
     return Updated(w, m, v, new[6].reshape(*lead, 3))
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """One of the four tensors: ``size`` elements of a row to a scale, or 0; ``lead`` the axes of
-    which each element has one scale, or None.
-    """
-
-    data: Array
-    scale: Array | None
-    block: tuple[int, ...]
-    size: int
-    lead: tuple[int, ...] | None
-
-    def operands(self, examples: int, rows: int, columns: int) -> list[Array]:
-        """Data and scales as ``adam_p`` takes them."""
-        data = self.data.reshape(examples, rows, columns)
-        if self.scale is None:
-            return [data, jnp.zeros(0, np.float32)]
-        if self.size:
-            return [data, self.scale.reshape(examples, rows, -(-columns // self.size))]
-        return [data, jnp.broadcast_to(self.scale.reshape(-1), (examples,))]
-
-    def like(self, data: Array, scale: Array) -> ScaledArray | Array:
-        data = data.reshape(self.data.shape)
-        if self.scale is None:
-            return data
-        return ScaledArray(data, scale.reshape(self.scale.shape), self.block)
-
-    def bound(self, amax: Array) -> Array:
-        """Of what is stored, where the numbers that were rounded to it had this amax."""
-        assert self.scale is not None
-        format = format_of(self.data.dtype)
-        scale = self.scale.reshape(amax.shape)
-        return amax * (1 + format.epsilon / 2) + scale * (format.smallest_subnormal / 2)
-
-
-def _stored(name: str, x: ScaledArray | ArrayLike, shape: tuple[int, ...]) -> _Stored:
-    if np.shape(x.data if isinstance(x, ScaledArray) else x) != shape:
-        raise UpdateError(f"{name} is not of the weight's shape, {shape}")
-    if not isinstance(x, ScaledArray):
-        x = jnp.asarray(x)
-        if x.dtype.name not in (_GRADIENTS if name == "gradient" else {"float32"}):
-            raise UpdateError(f"{name} cannot be a plain {x.dtype}", fix="quantize it, or float32")
-        return _Stored(x, None, (), 0, None)
-    data, scale = jnp.asarray(x.data), jnp.asarray(x.scale)
-    if data.dtype not in _NARROW:
-        raise UpdateError(f"{name} is stored in E4M3, E5M2 or float16, not {data.dtype}")
-    if not x.block:
-        return _Stored(data, scale, (), 0, scale.shape)
-    block = full_block(x.block, len(shape))
-    if all(b >= n for b, n in zip(block, shape, strict=True)):
-        return _Stored(data, scale, x.block, 0, ())
-    if all(b == 1 for b in block[:-1]):
-        return _Stored(data, scale, x.block, block[-1], None)
-    if block[0] == 1 and all(b >= n for b, n in zip(block[1:], shape[1:], strict=True)):
-        return _Stored(data, scale, x.block, 0, shape[:1])
-    raise UpdateError(
-        f"{name} has blocks of {x.block}",
-        fix="one scale, block=(1, *shape[1:]), or a block along the last axis",
-    )
-
-
-def _proved(
-    stored: list[_Stored], hyper: Array, last: ArrayLike, gradient_amax: ArrayLike | None
-) -> Array:
-    """float32[..., 3]: the scales of the step to come."""
-    _, first, second, gradient = stored
-    w, m, v = jnp.moveaxis(jnp.asarray(last, np.float32), -1, 0)
-    if gradient_amax is not None:
-        g = jnp.asarray(gradient_amax, np.float32)
-    elif gradient.scale is not None:
-        g = jnp.max(gradient.scale.astype(np.float32)) * format_of(gradient.data.dtype).max
-    else:
-        raise UpdateError(
-            "a scale proved from the last step needs a bound of the gradient",
-            fix="pass gradient_amax",
-        )
-    _, b1, rest1, b2, rest2, *_ = hyper
-    bounds = [
-        HEADROOM * w,
-        b1 * (first.bound(m) if first.lead is not None else m) + rest1 * g,
-        b2 * (second.bound(v) if second.lead is not None else v) + rest2 * (g * g),
-    ]
-    rounded = np.float32(1 + 2.0**-20)  # more than the step rounds up
-    return jnp.stack(
-        [
-            power_of_two_scale(
-                jnp.minimum(rounded * jnp.broadcast_to(bound, w.shape), np.float32(F32.max)),
-                s.data.dtype,
-            )
-            for bound, s in zip(bounds, stored[:3], strict=True)
-        ],
-        -1,
-    )
 
 
 # --- on [examples, rows, columns]: each tensor, then its scales: [0] for none, [examples] for one,

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from precir.ir import Graph, Literal, Node, Operand, Type, Value
 from precir.ops.adam import ADAM, SCALARS
-from precir.passes.fused_adam import Adam, Factor, as_stored, find_adams
+from precir.passes.adam_numbers import Factor
+from precir.passes.fused_adam import Adam, as_stored, find_adams
 from precir.passes.fused_cost import Cost, elements_of, width_of
 from precir.passes.rebuild import in_order
 from precir.passes.simplify import drop_dead
