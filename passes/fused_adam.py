@@ -2,8 +2,8 @@
 
 An update is recognised by what it computes, as norms are: three new tensors are made of three
 stored ones and a gradient, element by element, and of scalars (`precir.passes.adam_numbers`). What
-between the gradient that crosses memory and the g of the formula, as clipping does, has to be a
-multiplication: its factor is what it makes of 1.
+lies between the gradient that crosses memory and the g of the formula, as clipping does, has to be
+a multiplication: its factor is what it makes of 1.
 """
 
 from __future__ import annotations

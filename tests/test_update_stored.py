@@ -1,5 +1,6 @@
 """Updates of AdamW to narrow storage: what is recognised, what is written, and the same numbers."""
 
+import sys
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 import precir
 from precir.ops.adam import ADAM
@@ -137,7 +139,7 @@ def assert_alike(fused, plain):
             np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("name", "recipe"), zip(CASES, cycle(RECIPES), strict=False))
+@pytest.mark.parametrize(("name", "recipe"), list(zip(CASES, cycle(RECIPES), strict=False)))
 def test_one_kernel_for_each_weight_and_the_same_numbers(name, recipe):
     step, state = case(name)
     fused, plain = (compiled(step, recipe, kernels) for kernels in ("fused", "plain"))
@@ -169,6 +171,31 @@ def test_in_the_loop_that_makes_the_gradient(name):
         assert not any(n.op == ADAM for n in fused.program(*args).graph)
         plain = compiled(step, "fp8-lm-block", "plain", update="fused")
         assert_alike(run(fused, state, 1), run(plain, state, 1))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux alone")
+def test_on_a_gpu_new_state_lies_where_the_old_did():
+    """And on eight each updates what it has."""
+    optimizer = optax.adamw(1e-2)
+    params = {k: jax.ShapeDtypeStruct((2048, 2048), jnp.float32) for k in "ab"}
+    state = params, jax.eval_shape(optimizer.init, params)
+    x = jax.ShapeDtypeStruct((64, 2048), jnp.float32)
+    found = {}
+    for kernels in ("fused", "plain"):
+        recipe = precir.recipe("fp8-lm-block", kernels=kernels)
+        step = precir.compile(step_of(optimizer), recipe=recipe, donate_argnums=0)
+        args = jax.eval_shape(step.init, state, x)
+        found[kernels] = step.memory(*args, target="h100")
+    fused, plain = found["fused"], found["plain"]
+    assert "Triton adam_write" in {k.name for k in fused.kernels}
+    assert fused.alias == plain.alias >= 4 * 2 * 2048 * 2048
+    assert fused.temporary < plain.temporary
+    rows = jax.tree.map(lambda a: P("data") if a.ndim == 2 and a.shape[0] > 1 else P(), args[0])
+    eight = precir.compile(step_of(optimizer), recipe="fp8-lm-block", donate_argnums=0)
+    eight = eight.memory(*args, target="h100", devices=8, shardings=(rows, P("data")))
+    assert "Triton adam_write" in {k.name for k in eight.kernels}
+    assert eight.argument < fused.argument / 7
+    assert sum(c.bytes for c in eight.collectives) < 8 * 2 * 2048 * 2048
 
 
 # --- what is left as it is ------------------------------------------------------------------------
