@@ -131,10 +131,12 @@ class Choice:
     def _what(self) -> str:
         if self.point.error.exchange is None:
             return "error: relative root mean square of the results; time: by a model of the card"
+        count = len(self._chooser.without)
+        said = f", the {count} aside that are noise in float32 already" if count else ""
         return (
             "error: root mean square change of the loss, and "
             f"{self.point.error.exchange:.2g} times the relative mean square error of the "
-            "gradients; time: by a model of the card, the update aside"
+            f"gradients{said}; time: by a model of the card, the update aside"
         )
 
     def _points(self) -> Table:
