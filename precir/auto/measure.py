@@ -21,16 +21,18 @@ class Measured:
     def __init__(self, program: Program, loss: int | None, without: Container[int] = ()) -> None:
         graph = program.graph
         found = [v for i, v in enumerate(looked_at(graph, loss)) if i not in without]
-        self.loss = loss
-        self._run: Any = jax.jit(
-            emitted_with(program, graph.with_(outputs=(*graph.outputs, *found)))
-        )
+        main = emitted_with(program, graph.with_(outputs=(*graph.outputs, *found)))
+
+        @jax.jit
+        def run(args: Sequence[Any], captured: Sequence[Any]) -> Any:
+            out, more = main(*args, **{f"captured_{i}": v for i, v in enumerate(captured)})
+            return np.float32(0) if loss is None else jax.tree.leaves(out)[loss], more
+
+        self._run: Any = run  # the update is not read, so it is not compiled either
 
     def __call__(self, args: Sequence[Any], captured: Sequence[Any]) -> tuple[float, list[Any]]:
-        named = {f"captured_{i}": v for i, v in enumerate(captured)}
-        out, more = jax.device_get(self._run(*args, **named))
-        loss = 0.0 if self.loss is None else float(jax.tree.leaves(out)[self.loss])
-        return loss, [np.asarray(x, np.float64) for x in more]
+        loss, more = jax.device_get(self._run(args, captured))
+        return float(loss), [np.asarray(x, np.float64) for x in more]
 
 
 def measured_errors(
