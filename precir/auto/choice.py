@@ -131,13 +131,20 @@ class Choice:
     def _what(self) -> str:
         if self.point.error.exchange is None:
             return "error: relative root mean square of the results; time: by a model of the card"
-        count = len(self._chooser.without)
-        said = f", the {count} aside that are noise in float32 already" if count else ""
         return (
             "error: root mean square change of the loss, and "
             f"{self.point.error.exchange:.2g} times the relative mean square error of the "
-            f"gradients{said}; time: by a model of the card, the update aside"
+            f"gradients{self._but_for()}; time: by a model of the card, the update aside"
         )
+
+    def _but_for(self) -> str:
+        from precir.auto.wording import noise_of
+
+        count = len(self._chooser.without)
+        if not count:
+            return ""
+        names = ", ".join(noise_of(self._chooser))
+        return f", but for {count} that are noise in float32 already ({names})"
 
     def _points(self) -> Table:
         half = next(p for p in self.uniform if p.name == "bf16-mixed")
