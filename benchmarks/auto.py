@@ -1,6 +1,6 @@
 """`precir.choose` on two models: its curve against the uniform recipes, predicted and measured.
 
-    python benchmarks/auto.py                      # about twenty minutes on two cores
+    python benchmarks/auto.py                      # half an hour on two cores, and 4.5 GB
     python benchmarks/auto.py --only curve time
 
 - curve: cost against error for the GPT of examples/train_gpt.py after 200 steps, on a card whose
@@ -10,6 +10,7 @@
   transformer of 22.6 million parameters, on snippets of reviews (both downloaded once).
 - random: random assignments for the GPT, from two seeds, and the ratio of predicted to measured
   error.
+- random_minilm: the same for MiniLM, from the first seed.
 - time: how long choosing takes for a GPT of 12 layers, what is measured being known.
 
 Writes benchmarks/results/auto.md, section by section (a part that was not run keeps the section it
@@ -146,6 +147,10 @@ def at_random(options: argparse.Namespace) -> list[str]:
     return [said for seed in options.seeds for said in ratios(gpt(), options.count, seed)]
 
 
+def at_random_minilm(options: argparse.Namespace) -> list[str]:
+    return [*ratios(minilm(), options.count, options.seeds[0])]
+
+
 def ratios(found: Chosen, count: int, seed: int) -> Iterator[str]:
     """Predicted over measured error, of each of so many assignments."""
     chooser: Chooser = found.choice._chooser
@@ -202,6 +207,7 @@ PARTS: dict[str, tuple[str, Callable[[argparse.Namespace], list[str]]]] = {
     "curve": ("A GPT", of_gpt),
     "minilm": ("MiniLM, fine-tuned", of_minilm),
     "random": ("Random assignments", at_random),
+    "random_minilm": ("Random assignments, MiniLM", at_random_minilm),
     "time": ("Choosing, once the tensors are measured", times),
 }
 

@@ -27,8 +27,8 @@ def tap(x: Array, row: Array, roundings: tuple[Rounding, ...]) -> Array:
     read. Where ``g`` is the derivative of a number L in ``x`` and ``e`` what a rounding adds to
     ``x``, its cotangent holds the sums of ``(g * e)**2`` and of ``g * e`` over the elements: the
     variance of L if the elements are rounded independently of each other, and its change to first
-    order; then how many elements are rounded from a number to zero, and how many are not zero.
-    Cotangents add up over whatever reads ``row`` again: a loop's iterations.
+    order; then, of an 8-bit format alone, how many elements are rounded from a number to zero, and
+    how many are not zero. Cotangents add up over whatever reads ``row`` again: a loop's iterations.
     """
     del row, roundings
     return x
@@ -41,14 +41,17 @@ def _forward(x: Array, row: Array, roundings: tuple[Rounding, ...]) -> tuple[Arr
 
 def _backward(roundings: tuple[Rounding, ...], saved: Any, g: Array) -> tuple[Array, Array]:
     x, width = saved
-    found = []
+    found: list[Any] = []
     for dtype, block in roundings:
         wide = x.astype(np.float32)
         new = rounded(wide, dtype, block)
         moved = g.astype(np.float32) * (new - wide)
         moved = jnp.where(g == 0, np.float32(0), moved)  # nothing depends on it: not NaN either
-        some = wide != 0
         found += [jnp.sum(moved * moved), jnp.sum(moved)]
+        if np.dtype(dtype).itemsize > 1:
+            found += [np.float32(0), np.float32(0)]
+            continue
+        some = wide != 0
         found += [jnp.sum(some & (new == 0), dtype=np.float32), jnp.sum(some, dtype=np.float32)]
     row = jnp.stack([*found, *[np.float32(0)] * (width - len(found))])
     return g, row.reshape(1, width)

@@ -209,6 +209,29 @@ def test_rounding_the_loss_itself_counts(params, choice):
     assert error.loss / 3 < point.error.loss < error.loss * 3
 
 
+def test_a_gradient_that_is_noise_counts_for_nothing(params):
+    """Of a bias that a softmax forgets: zero but for rounding, and as large in 16 bits as any."""
+
+    def loss_fn(params, bias, batch):
+        hidden = mlp(params, batch[0])
+        scores = jax.nn.log_softmax(hidden + (bias * jnp.ones(8)).sum())
+        return -jnp.mean(scores[:, 0])
+
+    def step(params, bias, batch):
+        loss, grads = jax.value_and_grad(loss_fn, argnums=(0, 1))(params, bias, batch)
+        new = jax.tree.map(lambda p, g: p - 0.1 * g, (params, bias), grads)
+        return *new, loss
+
+    bias = jnp.full(8, 0.3)
+    found = precir.choose(step, [(params, bias, batch(i)) for i in range(2)], target=SMALL)
+    said = " ".join(str(found).split())
+    assert "but for 1 that are noise in float32 already (backward " in said
+    half = next(p for p in found.uniform if p.name == "bf16-mixed")
+    (error,) = found.measure([precir.recipe("bf16-mixed")], [(params, bias, batch(7))])
+    assert error.results < 1e-3
+    assert error.results / 3 < half.error.results < error.results * 3
+
+
 # --- the choice -----------------------------------------------------------------------------------
 
 

@@ -134,8 +134,17 @@ class Choice:
         return (
             "error: root mean square change of the loss, and "
             f"{self.point.error.exchange:.2g} times the relative mean square error of the "
-            "gradients; time: by a model of the card, the update aside"
+            f"gradients{self._but_for()}; time: by a model of the card, the update aside"
         )
+
+    def _but_for(self) -> str:
+        from precir.auto.wording import noise_of
+
+        count = len(self._chooser.without)
+        if not count:
+            return ""
+        names = ", ".join(noise_of(self._chooser))
+        return f", but for {count} that are noise in float32 already ({names})"
 
     def _points(self) -> Table:
         half = next(p for p in self.uniform if p.name == "bf16-mixed")

@@ -14,8 +14,9 @@ from precir.auto.cost import model_of
 from precir.auto.cut import BF16, F32, FP8, FP8_BLOCK, Cut
 from precir.auto.errors import Error, Errors
 from precir.auto.measure import measured_errors
+from precir.auto.noise import noise
 from precir.auto.places import Places, find_places
-from precir.auto.sense import gradients_of, sensitivities
+from precir.auto.sense import gradients_of, looked_at, sensitivities
 from precir.errors import PrecirError
 from precir.ir import UPDATE, Graph, Node, Value
 from precir.observe import threaded
@@ -72,6 +73,9 @@ def choose(
     fresh model is sensitive to is not what a trained one is. A generator is sent the results of
     each batch, as in `precir.observe`.
 
+    Gradients that are rounding noise in float32 already, as of a bias that a softmax forgets, count
+    for nothing (`precir.auto.noise`).
+
     Args:
       fn: a train step or a model function, or what `precir.compile` made of one.
       batches: tuples of positional arguments.
@@ -117,8 +121,9 @@ def choose(
         )
     at = _loss(program, loss)
     gradients = bool(gradients_of(program.graph))
+    without = noise(program, looked_at(program.graph, at), given)
     try:
-        measured = sensitivities(program, places.wish, at, given)
+        measured = sensitivities(program, places.wish, at, given, without=without)
     except (ValueError, TypeError, NotImplementedError) as error:
         raise ChooseError(
             f"{program.signature.name} cannot be differentiated, by which its tensors are "
@@ -126,7 +131,8 @@ def choose(
             fix="a while_loop whose length is known when it is traced, as a scan or fori_loop",
         ) from error
     per_loss = exchange(tokens) if gradients or at is not None else None
-    chooser = Chooser(compiled, program, Errors(measured, per_loss), card, places, at)
+    errors = Errors(measured, per_loss)
+    chooser = Chooser(compiled, program, errors, card, places, at, without)
     return chooser.choice(tolerance)
 
 
@@ -163,9 +169,10 @@ class Chooser:
         card: Card,
         places: Places,
         loss: int | None,
+        without: frozenset[int] = frozenset(),
     ) -> None:
         self.compiled, self.program, self.errors, self.card = compiled, program, errors, card
-        self.places, self.loss = places, loss
+        self.places, self.loss, self.without = places, loss, without
         self.graph: Graph = program.graph
         self.model = model_of(places, card)
         self.base = find_recipe(BASE)
@@ -291,7 +298,9 @@ class Chooser:
             raise ChooseError("there were no batches to measure on", fix="give one or a few")
         programs = (self.compiled.with_recipe(r).program(*given[0]) for r in recipes)
         dynamic = [(self.compiled._dynamic(b, {})[0], self.program.captured) for b in given]
-        return measured_errors(self.program, programs, self.loss, dynamic, self.errors.exchange)
+        return measured_errors(
+            self.program, programs, self.loss, dynamic, self.errors.exchange, self.without
+        )
 
     # -- as a recipe ---------------------------------------------------------------------------
 

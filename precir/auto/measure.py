@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from precir.auto.errors import Error
-from precir.auto.sense import gradients_of
-from precir.ir import Value
+from precir.auto.sense import looked_at
 from precir.observe import emitted_with
 from precir.program import Program
 
@@ -19,24 +18,21 @@ from precir.program import Program
 class Measured:
     """A program whose loss and gradients (or results) are looked at."""
 
-    def __init__(self, program: Program, loss: int | None) -> None:
+    def __init__(self, program: Program, loss: int | None, without: Container[int] = ()) -> None:
         graph = program.graph
-        found: Sequence[Any] = gradients_of(graph)
-        if not found:
-            found = [
-                o for i, o in enumerate(graph.outputs)
-                if i != loss and isinstance(o, Value) and o.type.dtype in ("float32", "bfloat16")
-            ]  # fmt: skip
-        self.loss = loss
-        self._run: Any = jax.jit(
-            emitted_with(program, graph.with_(outputs=(*graph.outputs, *found)))
-        )
+        found = [v for i, v in enumerate(looked_at(graph, loss)) if i not in without]
+        main = emitted_with(program, graph.with_(outputs=(*graph.outputs, *found)))
+
+        @jax.jit
+        def run(args: Sequence[Any], captured: Sequence[Any]) -> Any:
+            out, more = main(*args, **{f"captured_{i}": v for i, v in enumerate(captured)})
+            return np.float32(0) if loss is None else jax.tree.leaves(out)[loss], more
+
+        self._run: Any = run  # the update is not read, so it is not compiled either
 
     def __call__(self, args: Sequence[Any], captured: Sequence[Any]) -> tuple[float, list[Any]]:
-        named = {f"captured_{i}": v for i, v in enumerate(captured)}
-        out, more = jax.device_get(self._run(*args, **named))
-        loss = 0.0 if self.loss is None else float(jax.tree.leaves(out)[self.loss])
-        return loss, [np.asarray(x, np.float64) for x in more]
+        loss, more = jax.device_get(self._run(args, captured))
+        return float(loss), [np.asarray(x, np.float64) for x in more]
 
 
 def measured_errors(
@@ -45,15 +41,17 @@ def measured_errors(
     loss: int | None,
     batches: Sequence[tuple[Sequence[Any], Sequence[Any]]],
     exchange: float | None,
+    without: Container[int] = (),
 ) -> list[Error]:
     """The error of each of `others` against `plain`, as `Error` has it, over all batches: of the
-    loss the root mean square change, of gradients the relative mean square error.
+    loss the root mean square change, of gradients the relative mean square error, those
+    in the places `without` aside.
     """
-    run = Measured(plain, loss)
+    run = Measured(plain, loss, without)
     right = [run(*batch) for batch in batches]
     found = []
     for program in others:
-        other = Measured(program, loss)
+        other = Measured(program, loss, without)
         changes, errors = [], []
         for batch, (loss_then, results_then) in zip(batches, right, strict=True):
             loss_now, results = other(*batch)

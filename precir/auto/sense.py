@@ -10,7 +10,7 @@ random signs, the expected square is that of the whole change of all gradients (
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -35,7 +35,7 @@ class Moved:
       loss: the expected square of the loss's change, in the loss's unit squared.
       results: the expected relative mean square error of gradients (or of results), over all of
         their elements, each array of them relative to its own mean square.
-      lost: the share of its nonzero elements that become zero.
+      lost: the share of its nonzero elements that become zero in 8 bits.
     """
 
     loss: float
@@ -60,22 +60,33 @@ def gradients_of(graph: Graph) -> list[Value]:
     ]  # fmt: skip
 
 
+def looked_at(graph: Graph, loss: int | None) -> list[Value]:
+    """The gradients that the update reads, or else the results that are not the loss: in an order
+    that is the same whatever the recipe.
+    """
+    return gradients_of(graph) or [
+        o for i, o in enumerate(graph.outputs)
+        if i != loss and isinstance(o, Value) and o.type.dtype in ("float32", "bfloat16")
+    ]  # fmt: skip
+
+
 def sensitivities(
-    program: Program, wish: Wish, loss: int | None, batches: Iterable[Any], seed: int = 0
+    program: Program,
+    wish: Wish,
+    loss: int | None,
+    batches: Iterable[Any],
+    seed: int = 0,
+    without: Container[int] = (),
 ) -> list[Sensitivity]:
     """For each tap that `wish` asks for in a program that changes nothing.
 
     `loss` is which of the program's results is one, and `batches` its dynamic arguments, one batch
-    each; expected squares are means over the batches.
+    each; expected squares are means over the batches. `without` are the places of the gradients
+    that do not count (`precir.auto.noise`).
     """
     tapped, taps = tap_values(program.graph, wish)
-    gradients = gradients_of(tapped)
-    if not gradients:
-        gradients = [
-            o for i, o in enumerate(tapped.outputs)
-            if i != loss and isinstance(o, Value) and o.type.dtype == "float32"
-        ]  # fmt: skip
-    main = emitted_with(program, tapped.with_(outputs=(*tapped.outputs, *gradients)))
+    counted = [v for i, v in enumerate(looked_at(tapped, loss)) if i not in without]
+    main = emitted_with(program, tapped.with_(outputs=(*tapped.outputs, *counted)))
     last = f"captured_{len(tapped.inputs) - 1 - program.leaves}"
     width = tapped.inputs[-1].type.shape[1]
 
@@ -88,8 +99,7 @@ def sensitivities(
     @jax.jit
     def both(rows: Any, args: Any, captured: Any, key: Any) -> Any:
         _, pull = jax.vjp(lambda r: numbers(r, args, captured, key), rows)
-        one, none = np.float32(SEED), np.float32(0)
-        return pull((one, none))[0], pull((none, one))[0]
+        return jax.vmap(pull)(tuple(SEED * np.eye(2, dtype=np.float32)))[0]
 
     rows = jnp.zeros((len(taps), width), np.float32)
     sums, count = np.zeros((2, len(taps), width // TAPPED, TAPPED)), 0

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from precir.auto.cut import BF16, F32, FP8, FP8_BLOCK
+from precir.auto.places import origin
+from precir.auto.sense import looked_at
 from precir.ir import Node
 from precir.passes.chosen import place_of
 from precir.passes.observe import named_values
@@ -52,6 +54,16 @@ def names_of(chooser: Chooser) -> dict[Node, str]:
         if node in wanted and name is not None:
             found[node] = name
     return found
+
+
+def noise_of(chooser: Chooser) -> list[str]:
+    """Where the gradients are that are noise, layers that are alike as one."""
+    values = {v: name for name, v in named_values(chooser.graph, "full").items()}
+    found = looked_at(chooser.graph, chooser.loss)
+    names = []
+    for value in (found[i] for i in sorted(chooser.without)):
+        names.append(values.get(value) or values.get(origin(value)) or "one without a name")
+    return list(dict.fromkeys(place_of(name) for name in names))
 
 
 def reasons_of(chooser: Chooser, point: Point) -> dict[Node, str]:
