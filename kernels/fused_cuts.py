@@ -29,6 +29,17 @@ def norm(given: Shape, x: Shape, weight: Shape, bias: Shape, *, writing: Writing
     return Rule(((_EXAMPLES,), data, *rows), (*written, each, each), pieces, agreed=agreed)
 
 
+def norm_gradients(
+    x: Shape, g: Shape, mean: Shape, rstd: Shape, weight: Shape, *besides: Shape, **_: Any
+) -> Rule:
+    """Of ``precir_norm_gradients``: rows stay whole, and devices sum what they have of them."""
+    data, each = (_EXAMPLES, _ROWS, None), (_EXAMPLES, _ROWS)
+    row = (_EXAMPLES if weight[0] > 1 else None, None)
+    operands = (data, data, each, each, row, *(data for _ in besides))
+    sums = _EXAMPLES, None
+    return Rule(operands, (data, sums, sums), dict(enumerate(x[:2])), agreed=(_ROWS,))
+
+
 def activation(given: Shape, *both: Shape, packed: bool, writing: Writing, **_: Any) -> Rule:
     """Of ``precir_act_quantize``: what is packed has two halves of each row, which stay whole."""
     examples, rows, columns = both[0]
