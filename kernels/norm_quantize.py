@@ -305,8 +305,8 @@ def _gradients_on_cuda(
         return _gradients_reference(x, g, mean, rstd, weight, *besides, kind=kind, dtype=dtype)
     from precir.kernels.triton.norm_quantize import norm_backward
 
-    tall = max(1, ROWS // 2 // wide)
-    parts = min(-(-rows // tall), max(1, PARTS // examples))
+    tall = _tall(columns)
+    parts = gradient_parts(rows, columns, examples)
     sums = result((examples, parts, columns), np.float32)
     dx, of_weight, of_bias = launch(
         norm_backward,
@@ -324,6 +324,16 @@ def _gradients_on_cuda(
         ADD=bool(besides),
     )
     return dx, jnp.sum(of_weight, 1), jnp.sum(of_bias, 1)
+
+
+def _tall(columns: int) -> int:
+    """Rows that a program of the gradients has at once."""
+    return max(1, ROWS // 2 // power(max(1, columns)))
+
+
+def gradient_parts(rows: int, columns: int, examples: int = 1) -> int:
+    """In how many parts the kernel sums the gradient of a weight."""
+    return min(-(-rows // _tall(columns)), max(1, PARTS // examples))
 
 
 def _batch(operands: tuple[Array, ...], dims: Dims, **params: Any) -> tuple[Results, Dims]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from precir.kernels import choice
+from precir.kernels.norm_quantize import gradient_parts
 
 _WIDE: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -100,3 +101,21 @@ def width_of(dtype: str) -> int:
 
 def elements_of(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
+
+
+def gradients_saved(
+    shape: tuple[int, ...], read: int, beside: list[int], made: int, written: int, sums: bool
+) -> Cost:
+    """What the kernel of a norm's gradients saves, of [..., columns].
+
+    XLA reads what they are made of, ``read`` bytes of it, for the sums along the rows, for those
+    over them if there are such ``sums``, and to write ``written`` bytes, with tensors of ``beside``
+    bytes added. The kernel reads all once, of several of the latter their sum; ``made`` bytes would
+    not be stored but for it. It writes its sums over rows in parts.
+    """
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    separate = Cost((2 + sums) * read + sum(beside) + written, 2 + sums)
+    several = len(beside) > 1
+    parts = 16 * columns * gradient_parts(rows, columns)  # two sums, written and read
+    together = read + made + sum(beside) + 2 * written * several + written + parts
+    return separate - Cost(together, 1 + sums + several)

@@ -26,6 +26,7 @@ from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
 from precir.ops.fused import result_types
 from precir.passes.fused_act import Activation, find_activation
 from precir.passes.fused_cost import Cost, Work, elements_of, width_of
+from precir.passes.fused_gradients import fuse_gradients
 from precir.passes.fused_norm import Norm, find_norm
 from precir.passes.narrowing import NARROW, narrow_values
 from precir.passes.rebuild import in_order
@@ -85,7 +86,11 @@ def _level(graph: Graph, compute: str, times: int | None, decided: list[Fused]) 
         else:
             inputs = [rewrite(o) for o in node.inputs]
             rewrite.replace(node, node.like(inputs=inputs, regions=regions))
-    graph = _built(turn_products(rewrite.finish()), _Builder.computed, times, decided)
+    graph, gradients = fuse_gradients(turn_products(rewrite.finish()))
+    decided += [
+        Fused("norm_gradients", g.node, g.used, times, g.saved, g.reason) for g in gradients
+    ]
+    graph = _built(graph, _Builder.computed, times, decided)
     if compute == NARROW:
         graph, narrowed = narrow_values(graph)
         why = "only quantised: stored in 16 bits"
@@ -242,6 +247,9 @@ class _Builder:
             results["mean"] = node.outputs[-2]
         for value, name in sorted(norm.rows.items(), key=lambda r: self.position[r[0].node]):  # type: ignore[index]
             self.now[value] = self.row(results[name], value.type.shape, new)
+            for user in self.graph.users.get(value, ()):
+                if user.op == "reshape" and user.outputs[0].type == results[name].type:
+                    self.now[user.outputs[0]] = results[name]
 
     def row(self, value: Value, shape: tuple[int, ...], new: list[Node]) -> Value:
         """The same numbers in another shape: what they were spread from, or reshaped."""

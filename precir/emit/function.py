@@ -11,6 +11,7 @@ from precir.emit.names import Names, module_part, noun
 from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
 from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
+from precir.ops import norm_gradients
 from precir.ops.control import condition
 from precir.ops.fused import FUSED, suffixes
 from precir.ops.writing import ATOM, Hole, Template, literal_source
@@ -214,6 +215,9 @@ class FunctionWriter(LoopWriter):
         part = module_part(node.scope)
         if node.op in FUSED:
             return self.names.fresh(self.fused_name(value, node, part))
+        if node.op == "norm_gradients":
+            words = f"d_{part or 'norm'}", norm_gradients.suffixes(node.params)[value.index]
+            return self.names.fresh("_".join(filter(None, words)))
         if part and (node.op in _NAMED_BY_SCOPE or value in self._escaping):
             return self.names.fresh(f"d_{part}" if node.phase == BACKWARD else part)
         return self.names.fresh(noun(node.op))
