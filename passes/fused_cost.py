@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from precir.ir import Node
 from precir.kernels import choice
 from precir.kernels.norm_quantize import gradient_parts
 
@@ -34,6 +35,27 @@ class Cost:
         """On the GPU of this machine, or on an H100."""
         device, way = choice.device(), choice.table()["ways"]["triton"]
         return self.bytes / float(device["bytes"]) + self.launches * float(way["launch"])
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One value that a kernel computes and quantises, or could have.
+
+    Attributes:
+      kernel: its name.
+      node: the quantisation that it took the place of.
+      used: whether it did.
+      times: how often it runs in one call, None if that depends on the data.
+      saved: by the model, each time; negative where nothing is.
+      reason: what it computes of what, or why it is not used.
+    """
+
+    kernel: str
+    node: Node
+    used: bool
+    times: int | None
+    saved: Cost
+    reason: str
 
 
 @dataclass(frozen=True)

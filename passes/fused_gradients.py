@@ -14,38 +14,29 @@ from typing import Any, Final
 from precir.ir import Graph, Literal, Node, Operand, Type, Value
 from precir.kernels.norm_quantize import ROWS
 from precir.ops import norm_gradients
-from precir.passes.fused_cost import Cost, gradients_saved, width_of
+from precir.passes.fused_cost import Cost, Fused, gradients_saved, width_of
 from precir.passes.norm_gradients import Gradients, find_gradients, only_user
 from precir.passes.rebuild import in_order
 from precir.passes.samples import computable, elementwise
 from precir.passes.simplify import drop_dead
 
 
-@dataclass(frozen=True)
-class Decided:
-    """The gradient of one norm: where the program had it, and whether the kernel computes it."""
-
-    node: Node
-    used: bool
-    saved: Cost
-    reason: str
-
-
-def fuse_gradients(graph: Graph) -> tuple[Graph, list[Decided]]:
-    """One level of a program, and what was decided."""
+def fuse_gradients(graph: Graph, times: int | None) -> tuple[Graph, list[Fused]]:
+    """One level of a program that runs so many `times`, and what was decided."""
     builder = _Builder(graph)
     decided = []
     for found in find_gradients(graph):
         place = found.of_x.node
         assert place is not None
         saved = _saved(graph, found)
-        if saved.seconds <= 0:
-            decided.append(Decided(place, False, saved, "it takes no less"))
-        elif found.rows.x.type.shape[-1] > ROWS:
-            decided.append(Decided(place, False, saved, f"rows are longer than {ROWS}"))
+        if found.rows.x.type.shape[-1] > ROWS:
+            reason, used = f"rows are longer than {ROWS}", False
+        elif saved.seconds <= 0:
+            reason, used = "it takes no less", False
         else:
+            reason, used = _words(found), True
             builder.fuse(found, place)
-            decided.append(Decided(place, True, saved, _words(found)))
+        decided.append(Fused("norm_gradients", place, used, times, saved, reason))
     return builder.finish(), decided
 
 
@@ -190,9 +181,10 @@ def _bytes(value: Value) -> int:
 
 def _words(found: Gradients) -> str:
     what = {"layer": "LayerNorm", "rms": "RMSNorm"}[found.rows.kind]
-    more = [
-        *(["of the weight"] if found.of_weight is not None else []),
-        *(["of the bias"] if found.of_bias is not None else []),
-        *(["what goes by it"] if found.beside else []),
+    named = [
+        "input",
+        *(["weight"] if found.of_weight is not None else []),
+        *(["bias"] if found.of_bias is not None else []),
     ]
-    return f"the gradient of {what}" + (f", with {' and '.join(more)}" if more else "")
+    added = ", with what goes by it" if found.beside else ""
+    return f"the gradients of {what}: {', '.join(named)}{added}"

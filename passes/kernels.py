@@ -18,14 +18,14 @@ the kernel does not replace reads a wide copy that it writes too. The rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
 from precir.ops.fused import result_types
 from precir.passes.fused_act import Activation, find_activation
-from precir.passes.fused_cost import Cost, Work, elements_of, width_of
+from precir.passes.fused_cost import Cost, Fused, Work, elements_of, width_of
 from precir.passes.fused_gradients import fuse_gradients
 from precir.passes.fused_norm import Norm, find_norm
 from precir.passes.narrowing import NARROW, narrow_values
@@ -40,38 +40,25 @@ _SPREADS: Final = ("reshape", "broadcast_in_dim", "expand_dims")
 Found = Norm | Activation | None
 
 
-@dataclass(frozen=True)
-class Fused:
-    """One value that a kernel computes and quantises, or could have.
-
-    Attributes:
-      kernel: its name.
-      node: the quantisation that it took the place of.
-      used: whether it did.
-      times: how often it runs in one call, None if that depends on the data.
-      saved: by the model, each time; negative where nothing is.
-      reason: what it computes of what, or why it is not used.
-    """
-
-    kernel: str
-    node: Node
-    used: bool
-    times: int | None
-    saved: Cost
-    reason: str
-
-
 def fuse_kernels(graph: Graph, compute: str = "float32") -> tuple[Graph, tuple[Fused, ...]]:
     """The program with fused kernels, at every level, and what was decided.
 
     `compute` is the dtype of activations. Products that are only read transposed are multiplied the
-    other way round first.
+    other way round first. A program that quantises nothing computes its gradients as it did.
     """
     decided: list[Fused] = []
-    return _level(graph, compute, 1, decided), tuple(decided)
+    low = any(find_sinks(part) for part in _levels(graph))
+    return _level(graph, compute, low, 1, decided), tuple(decided)
 
 
-def _level(graph: Graph, compute: str, times: int | None, decided: list[Fused]) -> Graph:
+def _levels(graph: Graph) -> Iterator[Graph]:
+    yield graph
+    for node in graph:
+        for region in node.regions:
+            yield from _levels(region)
+
+
+def _level(graph: Graph, compute: str, low: bool, times: int | None, decided: list[Fused]) -> Graph:
     """One graph and all below it; loops run as often as they say."""
     rewrite = Rewrite(graph)
     for node in graph:
@@ -80,16 +67,16 @@ def _level(graph: Graph, compute: str, times: int | None, decided: list[Fused]) 
             inside = None
         elif node.op == "scan":
             inside = times * int(node.params["length"])
-        regions = tuple(_level(r, compute, inside, decided) for r in node.regions)
+        regions = tuple(_level(r, compute, low, inside, decided) for r in node.regions)
         if all(a is b for a, b in zip(regions, node.regions, strict=True)):
             rewrite.copy(node)
         else:
             inputs = [rewrite(o) for o in node.inputs]
             rewrite.replace(node, node.like(inputs=inputs, regions=regions))
-    graph, gradients = fuse_gradients(turn_products(rewrite.finish()))
-    decided += [
-        Fused("norm_gradients", g.node, g.used, times, g.saved, g.reason) for g in gradients
-    ]
+    graph = turn_products(rewrite.finish())
+    if low:
+        graph, found = fuse_gradients(graph, times)
+        decided += found
     graph = _built(graph, _Builder.computed, times, decided)
     if compute == NARROW:
         graph, narrowed = narrow_values(graph)

@@ -304,7 +304,7 @@ def _samples(x: Value, gradient: Value, weight: Value | None) -> Iterator[dict[V
     random = np.random.default_rng(22)
     columns = () if weight is None else (weight,)
     for given, (size, off) in zip(samples_of(x, columns), _SIZES, strict=True):
-        g = size * random.standard_normal(given[x].shape)
+        g: Array = size * np.asarray(random.standard_normal(given[x].shape))
         g[..., -1] *= off
         yield {**given, gradient: g}
 
