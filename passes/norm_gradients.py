@@ -49,6 +49,13 @@ class Rows:
     inverse: bool
     inside: frozenset[Node]
 
+    @property
+    def numbers(self) -> Iterator[Value]:
+        """What is made of a row as a whole: every gradient depends on it, and little else does."""
+        size = math.prod(self.x.type.shape[:-1])
+        every = (node.outputs[0] for node in self.inside)
+        return (v for v in every if math.prod(v.type.shape) == size)
+
 
 @dataclass(frozen=True)
 class Gradients:
@@ -72,7 +79,7 @@ def find_gradients(graph: Graph) -> Iterator[Gradients]:
     position = {node: n for n, node in enumerate(graph.nodes)}
     taken: set[Value] = set()
     for rows in find_rows(graph, position):
-        after = downstream(graph, (node.outputs[0] for node in rows.inside))
+        after = downstream(graph, rows.numbers)
         for value in _sums(graph, rows.x.type.shape, after, position):
             if value in taken:
                 continue
