@@ -8,7 +8,7 @@ a norm of the tensor, however that is spelled.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Final
@@ -125,7 +125,8 @@ def _recognised(
         for eps in small_numbers(inside):
             for weight, bias in _roles(columns):
                 every = [(given, found), *further]
-                if all(close(y, _whole(g, x, kind, eps, weight, bias)) for g, y in every):
+                alike = all(close(y, _whole(g, x, kind, eps, weight, bias)) for g, y in every)
+                if alike and keeps_nothing_out([value], given, x):
                     _, mean, rstd = normalised(given[x], kind, eps)
                     rows = dict(_rows(samples, inside, kind, mean, rstd))
                     return Norm(kind, _unrounded(x), weight, bias, eps, rows, inside)
@@ -223,6 +224,18 @@ def _unrounded(x: Value) -> Value:
         assert isinstance(source, Value)
         x = source
     return x
+
+
+def keeps_nothing_out(values: Sequence[Value], given: Mapping[Value, Array], x: Value) -> bool:
+    """Whether a NaN in x makes its row of the sum of values one: of finite samples alone, a program
+    that replaces it looks like one that does not.
+    """
+    first = (0,) * (given[x].ndim - 1)
+    odd = given[x].copy()
+    odd[first][0] = np.nan
+    samples = Samples({**given, x: odd})
+    found: Any = sum(samples.of(v) for v in values)
+    return bool(np.isnan(found[first] if found.ndim == odd.ndim else found.reshape(-1)[0]).all())
 
 
 def close(found: Array, function: Array) -> bool:

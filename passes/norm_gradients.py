@@ -18,43 +18,22 @@ from typing import Any, Final
 import numpy as np
 
 from precir.ir import Graph, Node, Operand, Value
-from precir.passes.fused_norm import close, normalised, samples_of, small_numbers
+from precir.passes.fused_norm import close, keeps_nothing_out, normalised, samples_of
+from precir.passes.norm_rows import FLOATS, Rows, find_rows, place
 from precir.passes.samples import Samples, Unknown, computable
 
 Array = np.ndarray[Any, Any]
 
 _STEPS: Final = 80  # nodes that a gradient is made of at most
 _MOST: Final = 60  # sums over rows that are looked at
-_ROOTS: Final = ("rsqrt", "sqrt", "pow")
 _SUMS: Final = ("add", "add_any")
 _CASTS: Final = ("convert_element_type", "cast")
-_FLOATS: Final = ("float32", "bfloat16", "float16")
+_MOVES: Final = (
+    *("reshape", "squeeze", "expand_dims", "broadcast_in_dim", "reduce_sum"),
+    *_CASTS,
+)
 # Samples of the gradient: so large, and one element so many times as much.
 _SIZES: Final = ((1.0, 1.0), (1e9, 1e3), (1e-9, 1.0))
-
-
-@dataclass(frozen=True)
-class Rows:
-    """The statistics of the rows of `x` under a norm.
-
-    `rstd` is their 1 / sqrt(variance + eps), or its inverse where `inverse` says so; `mean` is
-    None for RMSNorm. Both are float32, of one number a row. `inside` are the nodes in between.
-    """
-
-    kind: str
-    x: Value
-    eps: float
-    mean: Value | None
-    rstd: Value
-    inverse: bool
-    inside: frozenset[Node]
-
-    @property
-    def numbers(self) -> Iterator[Value]:
-        """What is made of a row as a whole: every gradient depends on it, and little else does."""
-        size = math.prod(self.x.type.shape[:-1])
-        every = (node.outputs[0] for node in self.inside)
-        return (v for v in every if math.prod(v.type.shape) == size)
 
 
 @dataclass(frozen=True)
@@ -90,76 +69,6 @@ def find_gradients(graph: Graph) -> Iterator[Gradients]:
                 break
 
 
-# --- the rows -------------------------------------------------------------------------------------
-
-
-def find_rows(graph: Graph, position: Mapping[Node, int]) -> list[Rows]:
-    """The statistics of each tensor of which a program takes them, by where they are made."""
-    found: dict[tuple[Value, str], Rows] = {}
-    for node in graph:
-        if node.op in _ROOTS and node.outputs[0].type.dtype == "float32":
-            rows = _rows(node.outputs[0], position)
-            if rows is not None:
-                found.setdefault((rows.x, rows.kind), rows)
-    return list(found.values())
-
-
-def _rows(root: Value, position: Mapping[Node, int]) -> Rows | None:
-    """What `root` is the root of, as far up the program as that holds."""
-    found = None
-    size = math.prod(root.type.shape)
-    leaves, inside = {root}, set[Node]()
-    for _ in range(_STEPS):
-        leaf = max(leaves, key=lambda v: _at(v, position))
-        if leaf.node is None or not computable(leaf.node):
-            break
-        leaves.remove(leaf)
-        inside.add(leaf.node)
-        leaves |= {o for o in leaf.node.inputs if isinstance(o, Value)}
-        if not leaves:
-            break
-        if len(leaves) == 1:
-            (x,) = leaves
-            shape = x.type.shape
-            fits = len(shape) > 1 and shape[-1] > 1 and math.prod(shape[:-1]) == size > 1
-            if fits and x.type.dtype in _FLOATS:
-                found = _statistics(root, x, frozenset(inside)) or found
-    return found
-
-
-def _statistics(root: Value, x: Value, inside: frozenset[Node]) -> Rows | None:
-    every = []
-    for given in samples_of(x, ()):
-        samples = Samples(given)
-        try:
-            every.append((given[x], samples.of(root).reshape(*given[x].shape[:-1], 1), samples))
-        except (Unknown, ValueError):
-            return None
-    for kind in ("layer", "rms"):
-        for eps in small_numbers(inside):
-            exact = [normalised(g, kind, eps)[1:] for g, _, _ in every]
-            for inverse in (False, True):
-                roots = [1 / r if inverse else r for _, r in exact]
-                if not all(close(y, r) for (_, y, _), r in zip(every, roots, strict=True)):
-                    continue
-                means = [(s, m) for (_, _, s), (m, _) in zip(every, exact, strict=True)]
-                mean = _mean(inside, means) if kind == "layer" else None
-                if kind == "rms" or mean is not None:
-                    return Rows(kind, x, eps, mean, root, inverse, inside)
-    return None
-
-
-def _mean(inside: Iterable[Node], every: list[tuple[Samples, Array]]) -> Value | None:
-    for node in inside:
-        value = node.outputs[0]
-        known = [(s.known.get(value), m) for s, m in every]
-        if value.type.dtype == "float32" and all(
-            a is not None and a.size == m.size and close(a.reshape(m.shape), m) for a, m in known
-        ):
-            return value
-    return None
-
-
 # --- the gradients --------------------------------------------------------------------------------
 
 
@@ -173,10 +82,10 @@ def _sums(
         if v.node is not None
         and v.node.op in _SUMS
         and v.type.shape == shape
-        and v.type.dtype in _FLOATS
+        and v.type.dtype in FLOATS
         and not _within_a_sum(graph, v)
     ]
-    return sorted(found, key=lambda v: _at(v, position))
+    return sorted(found, key=lambda v: place(v, position))
 
 
 def _within_a_sum(graph: Graph, value: Value) -> bool:
@@ -230,7 +139,8 @@ def _gradients(
         if columns is None or len(columns) > 1:
             continue
         weight = columns[0] if columns else None
-        if _fits(rows, terms, gradient, weight):
+        better = found is None or (found[1] is None and weight is not None)
+        if better and _fits(rows, terms, gradient, weight):
             found = gradient, weight
     if found is None:
         return None
@@ -246,8 +156,8 @@ def _candidates(terms: list[Value], x: Value, position: Mapping[Node, int]) -> I
         leaves.discard(x)
         if not leaves:
             return
-        leaf = max(leaves, key=lambda v: _at(v, position))
-        if leaf.type.shape == shape and leaf.type.dtype in _FLOATS and leaf not in terms:
+        leaf = max(leaves, key=lambda v: place(v, position))
+        if leaf.type.shape == shape and leaf.type.dtype in FLOATS and leaf not in terms:
             yield leaf
         if leaf.node is None or not computable(leaf.node):
             return
@@ -266,7 +176,10 @@ def _columns(terms: Iterable[Value], x: Value, gradient: Value) -> list[Value] |
             continue
         seen.add(value)
         if _is_row_of_columns(value, x.type.shape):
-            found.append(value)
+            if value.node is None or not _moves(value.node):
+                found.append(value)
+            else:  # in several forms it is one
+                waiting.append(value.node.inputs[0])  # type: ignore[arg-type]
         elif value.node is None or not computable(value.node) or len(seen) > 4 * _STEPS:
             return None
         else:
@@ -292,7 +205,8 @@ def _is_row_of_columns(value: Value, shape: tuple[int, ...]) -> bool:
 
 
 def _fits(rows: Rows, terms: list[Value], gradient: Value, weight: Value | None) -> bool:
-    for given in _samples(rows.x, gradient, weight):
+    every = list(_samples(rows.x, gradient, weight))
+    for given in every:
         samples = Samples(given)
         try:
             found: Any = sum(samples.of(t) for t in terms)
@@ -301,7 +215,7 @@ def _fits(rows: Rows, terms: list[Value], gradient: Value, weight: Value | None)
         exact, _, _ = _exact(rows, given, gradient, weight)
         if not (found.shape == exact.shape and close(found, exact)):
             return False
-    return True
+    return keeps_nothing_out(terms, every[0], gradient)
 
 
 def _samples(x: Value, gradient: Value, weight: Value | None) -> Iterator[dict[Value, Array]]:
@@ -345,12 +259,12 @@ def _sums_over_rows(
         v
         for v in downstream(graph, (gradient,))
         if v.type.shape[-1:] == columns and (v.type.shape,) != (rows.x.type.shape,)
-        if math.prod(v.type.shape) == columns[0] and v.type.dtype in _FLOATS
+        if math.prod(v.type.shape) == columns[0] and v.type.dtype in FLOATS
     ]
     found: list[Value | None] = [None, None]
     every = [(given, Samples(given)) for given in _samples(rows.x, gradient, weight)]
     exact = [_exact(rows, given, gradient, weight)[1:] for given, _ in every]
-    for value in sorted(after, key=lambda v: _at(v, position))[:_MOST]:
+    for value in sorted(after, key=lambda v: place(v, position))[:_MOST]:
         try:
             sums = [samples.of(value) for _, samples in every]
         except Unknown:
@@ -377,8 +291,10 @@ def _last_form(graph: Graph, value: Value) -> Value:
 
 
 def _moves(node: Node) -> bool:
-    alike = math.prod(node.outputs[0].type.shape) == math.prod(node.inputs[0].type.shape)
-    return alike and node.op in ("reshape", "squeeze", "expand_dims", "reduce_sum", *_CASTS)
+    """Whether it has the numbers of what it reads, in another shape or format."""
+    if node.op not in _MOVES or not isinstance(node.inputs[0], Value):
+        return False
+    return math.prod(node.outputs[0].type.shape) == math.prod(node.inputs[0].type.shape)
 
 
 # --- along the graph ------------------------------------------------------------------------------
@@ -394,7 +310,3 @@ def downstream(graph: Graph, values: Iterable[Value]) -> set[Value]:
                 found.add(user.outputs[0])
                 waiting.append(user.outputs[0])
     return found
-
-
-def _at(value: Value, position: Mapping[Node, int]) -> int:
-    return -1 if value.node is None else position.get(value.node, -1)
