@@ -216,6 +216,9 @@ def test_a_norm_of_what_is_capped() -> None:
     found = [find_norm(s.value, positions(graph)) for s in find_sinks(graph)]
     (one,) = [f for f in found if f is not None]
     assert one.x not in graph.inputs
+    graph = graph_of(lambda x, g, w: rms_plain(jnp.nan_to_num(x), g, None) @ w, X, GAIN, W)
+    found = [find_norm(s.value, positions(graph)) for s in find_sinks(graph)]
+    assert all(f is None or f.x not in graph.inputs for f in found)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
