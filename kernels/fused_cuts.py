@@ -51,7 +51,13 @@ def activation(given: Shape, *both: Shape, packed: bool, writing: Writing, **_: 
 
 
 def activation_gradients(
-    given: Shape, g: Shape, *both: Shape, packed: bool, writing: Writing, **_: Any
+    given: Shape,
+    g: Shape,
+    *both: Shape,
+    packed: bool,
+    writing: Writing,
+    alone: bool = False,
+    **_: Any,
 ) -> Rule:
     """Of ``precir_act_gradients``: as ``activation``, of one gradient or two."""
     written, pieces = _written(both[0], writing)
@@ -60,7 +66,7 @@ def activation_gradients(
     data = _EXAMPLES, _ROWS, _COLUMNS
     operands = ((_EXAMPLES, None), *((data,) * (1 + len(both))))
     agreed = (_ROWS, _COLUMNS) if writing.amax else ()
-    return Rule(operands, written * len(both), pieces, agreed=agreed)
+    return Rule(operands, written * (1 if alone else len(both)), pieces, agreed=agreed)
 
 
 def _written(shape: Shape, writing: Writing) -> tuple[tuple[Names, ...], dict[Hashable, int]]:

@@ -124,15 +124,6 @@ class _Builder:
             return None
         kernel = _kernel_of(made)
         first = sink.nodes[0]
-        if isinstance(made, Activation) and made.gradient is not None and made.up is not None:
-            return Fused(
-                kernel,
-                first,
-                False,
-                self.times,
-                Cost(),
-                "gradients of what is gated stay as they are",
-            )
         seen = _seen(sink)
         work = self.work(sink, made, sink.measured or seen is not None)
         if work.saved.seconds <= 0:
@@ -224,8 +215,9 @@ class _Builder:
             columns = made.x.type.shape[-1:]
             rows = [self.row(v, columns, new) for v in (made.weight, made.bias) if v is not None]
             return [made.x, *rows], extra
-        gated = {} if made.gradient is not None else {"gated": made.up is not None}
-        return [*made.arguments], {"activation": made.name, **gated}
+        every = made.x, made.gradient, made.up
+        extra = {"activation": made.name, "gated": made.up is not None}
+        return [v for v in every if v is not None], extra
 
     def stats(self, norm: Norm, node: Node, new: list[Node]) -> None:
         """The kernel's mean and root in the place of the program's."""
@@ -380,6 +372,7 @@ def _words(made: Norm | Activation, sink: Sink) -> str:
     elif made.gradient is not None:
         what = f"the gradient of {made.name}"
     else:
-        what = made.name + ", gated" * (made.up is not None)
+        what = made.name
+    what += ", gated" * (isinstance(made, Activation) and made.up is not None)
     more = [*(["the transpose"] if sink.flips else []), *(["a wide copy"] if sink.others else [])]
     return what + (f", with {' and '.join(more)}" if more else "")

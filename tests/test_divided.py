@@ -214,6 +214,7 @@ def test_norms_and_activations_in_parts(name):
     both = jnp.stack([scales, scales[::-1]])
     operands, specs = [both, g, x, up], [P(), rows, rows, rows]
     assert_near(*on_devices(act_gradients_p, operands, specs, **params)[:2])
+    assert_near(*on_devices(act_gradients_p, operands, specs, alone=True, **params)[:2])
     operands = [both, g, jnp.concatenate([x, up], -1)]
     params["packed"] = True
     assert_near(*on_devices(act_gradients_p, operands, specs[:3], **params)[:2])

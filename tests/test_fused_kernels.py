@@ -340,6 +340,23 @@ def test_no_plain_norm_or_activation_is_left(recipe: str) -> None:
     assert "act_gradients(" in source
 
 
+@pytest.mark.parametrize("recipe", ["fp8-block", "fp8"])
+def test_what_is_gated_has_a_gradient_for_each(recipe: str) -> None:
+    """That of the second factor is an activation, gated by the gradient."""
+    p = weights("swiglu")
+    program = fused_of(step_of(swiglu), p, X, recipe=recipe).program(p, X)
+    every = nodes(program.graph, "act_gradients")
+    assert [(n.params["gated"], len(n.inputs)) for n in every if n.params["block"]] == (
+        [(True, 3)] * (recipe == "fp8-block")
+    )
+    assert all(n.params["gated"] for n in every)
+    assert len(every) == (1 if recipe == "fp8-block" else 2)
+    backward = [n for n in nodes(program.graph, "act_quantize") if n.phase == "backward"]
+    assert len(backward) == len(every)
+    assert "logistic" not in {n.op for n in program.graph.walk()}
+    assert "of_up=False" in program.emitted.text
+
+
 def test_a_norm_hands_its_rows_to_its_gradient() -> None:
     p = weights()
     graph = fused_of(step_of(mlp), p, X).program(p, X).graph

@@ -62,7 +62,7 @@ def _fused(node: Node) -> Wrong:
 _KINDS: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "norm_quantize": {"kind": ("layer", "rms"), "weight": (True, False), "bias": (True, False)},
     "act_quantize": {"activation": ("gelu", "gelu_tanh", "silu", "relu"), "gated": (True, False)},
-    "act_gradients": {"activation": ("gelu", "gelu_tanh", "silu", "relu")},
+    "act_gradients": {"activation": ("gelu", "gelu_tanh", "silu", "relu"), "gated": (True, False)},
 }
 
 
