@@ -109,10 +109,11 @@ def act_gradients(
     transposed: bool = False,
     plain: DTypeLike | None = None,
     amax: bool = False,
+    of_up: bool = True,
 ) -> tuple[Written, Written | None]:
-    """The gradients of ``x`` and of ``up`` (None where there is none), from the ``gradient`` of
-    act(x) * up: [..., columns], float16, bfloat16 or float32. Of what is ``packed`` it is one, of
-    its shape.
+    """The gradients of ``x`` and of ``up`` (None where there is none, or not ``of_up``: that one is
+    an ``act_quantize``, gated by the gradient), from the ``gradient`` of act(x) * up: [...,
+    columns], float16, bfloat16 or float32. Of what is ``packed`` it is one, of its shape.
 
     They are written in ``format``, E5M2 as a rule, as ``act_quantize`` writes its result, ``up``'s
     under ``up_scale`` where scales are given (``scale`` if left out); and with no format in
@@ -132,6 +133,7 @@ def act_gradients(
     )  # fmt: skip
     other = given if up_scale is None else checked_scale(up_scale)
     params = {"activation": _known(activation), "packed": packed, "writing": writing}
+    params |= {"alone": True} if len(both) > 1 and not of_up else {}
     scales = jnp.stack([given, other]).reshape(1, 2)
     results = act_gradients_p.bind(scales, matrix(g), *map(matrix, both), **params)
     n = writing.count()
@@ -140,19 +142,25 @@ def act_gradients(
 
 
 def act_gradients_amax(
-    x: ArrayLike, gradient: ArrayLike, *, activation: str = "gelu_tanh"
+    x: ArrayLike,
+    gradient: ArrayLike,
+    *,
+    activation: str = "gelu_tanh",
+    up: ArrayLike | None = None,
 ) -> Array:
-    """The largest finite magnitude of the gradient that ``act_gradients`` would write, float32[]:
-    what its scale is made of, from a read of ``x`` and of the ``gradient`` that writes nothing.
+    """The largest finite magnitude of the gradient of ``x`` that ``act_gradients`` would write,
+    float32[]: what its scale is made of, from a read of its operands that writes nothing.
     """
-    x, g = checked_array(x), checked_array(gradient)
+    x, both = _inputs(x, up, packed=False)
+    g = checked_array(gradient)
     if g.shape != x.shape or not x.ndim:
         raise QuantizeError(f"x has shape {x.shape}, and its gradient {g.shape}")
     params = {
         "activation": _known(activation), "packed": False, "writing": Writing(None, amax=True),
+        **({"alone": True} if len(both) > 1 else {}),
     }  # fmt: skip
     one = jnp.ones((1, 2), np.float32)
-    results: Results = act_gradients_p.bind(one, matrix(g), matrix(x), **params)
+    results: Results = act_gradients_p.bind(one, matrix(g), *map(matrix, both), **params)
     return results[0][0]
 
 
@@ -272,14 +280,20 @@ def _on_cuda(
 
 
 def _gradients_reference(
-    given: Array, g: Array, *both: Array, activation: str, packed: bool, writing: Writing
+    given: Array,
+    g: Array,
+    *both: Array,
+    activation: str,
+    packed: bool,
+    writing: Writing,
+    alone: bool = False,
 ) -> Results:
     x, *up = _halves(both, packed)
     wide = g.astype(np.float32)
     y, slope = _ACTIVATIONS[activation](x)
     one, other = given[:, 0], given[:, 1]
-    if not up:
-        return tuple(writing.reference(slope * wide, one))
+    if not up or alone:
+        return tuple(writing.reference(slope * (wide * up[0] if up else wide), one))
     pair = slope * (wide * up[0]), y * wide
     if packed:
         return tuple(writing.reference(jnp.concatenate(pair, -1), one))
@@ -287,7 +301,13 @@ def _gradients_reference(
 
 
 def _gradients_on_cuda(
-    given: Array, g: Array, *both: Array, activation: str, packed: bool, writing: Writing
+    given: Array,
+    g: Array,
+    *both: Array,
+    activation: str,
+    packed: bool,
+    writing: Writing,
+    alone: bool = False,
 ) -> Results:
     examples, rows, columns = g.shape
     stride = both[0].shape[2]
@@ -295,13 +315,13 @@ def _gradients_on_cuda(
     # Groups of what is packed lie in one half, and are as wide as a tile.
     size = writing.size if packed else 0
     if tile is None or (size and (columns % size or tile[1] != size)):
-        params: dict[str, Any] = {"activation": activation, "packed": packed}
+        params: dict[str, Any] = {"activation": activation, "packed": packed, "alone": alone}
         return _gradients_reference(given, g, *both, writing=writing, **params)
     from precir.kernels.triton.act_quantize import act_backward
 
     tall, wide = tile
     programs = examples * -(-rows // tall) * -(-columns // wide)
-    gated, two = packed or len(both) > 1, len(both) > 1
+    gated, two = packed or len(both) > 1, len(both) > 1 and not alone
     # What is packed has its second amaxes apart, and all else in one.
     nothing = Writing(None, amax=packed and writing.amax)
     others = (writing if two else nothing).slots(examples, rows, stride, programs)
@@ -318,6 +338,7 @@ def _gradients_on_cuda(
         WIDE=wide,
         KIND=activation,
         GATED=gated,
+        ALONE=alone,
         **writing.constants(columns, wide),
     )
     first = writing.asked_for(slots[:6])

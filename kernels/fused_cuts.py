@@ -30,6 +30,17 @@ def norm(given: Shape, x: Shape, weight: Shape, bias: Shape, *, writing: Writing
     return Rule(((_EXAMPLES,), data, *rows), (*written, each, each), pieces, agreed=agreed)
 
 
+def norm_gradients(
+    x: Shape, g: Shape, mean: Shape, rstd: Shape, weight: Shape, *besides: Shape, **_: Any
+) -> Rule:
+    """Of ``precir_norm_gradients``: rows stay whole, and devices sum what they have of them."""
+    data, each = (_EXAMPLES, _ROWS, None), (_EXAMPLES, _ROWS)
+    row = (_EXAMPLES if weight[0] > 1 else None, None)
+    operands = (data, data, each, each, row, *(data for _ in besides))
+    sums = _EXAMPLES, None
+    return Rule(operands, (data, sums, sums), dict(enumerate(x[:2])), agreed=(_ROWS,))
+
+
 def activation(given: Shape, *both: Shape, packed: bool, writing: Writing, **_: Any) -> Rule:
     """Of ``precir_act_quantize``: what is packed has two halves of each row, which stay whole."""
     examples, rows, columns = both[0]
@@ -41,7 +52,13 @@ def activation(given: Shape, *both: Shape, packed: bool, writing: Writing, **_: 
 
 
 def activation_gradients(
-    given: Shape, g: Shape, *both: Shape, packed: bool, writing: Writing, **_: Any
+    given: Shape,
+    g: Shape,
+    *both: Shape,
+    packed: bool,
+    writing: Writing,
+    alone: bool = False,
+    **_: Any,
 ) -> Rule:
     """Of ``precir_act_gradients``: as ``activation``, of one gradient or two."""
     written, pieces = _written(both[0], writing)
@@ -50,7 +67,7 @@ def activation_gradients(
     data = _EXAMPLES, _ROWS, _COLUMNS
     operands = ((_EXAMPLES, None), *((data,) * (1 + len(both))))
     agreed = (_ROWS, _COLUMNS) if writing.amax else ()
-    return Rule(operands, written * len(both), pieces, agreed=agreed)
+    return Rule(operands, written * (1 if alone else len(both)), pieces, agreed=agreed)
 
 
 def adam(*shapes: Shape, sizes: tuple[int, ...]) -> Rule:

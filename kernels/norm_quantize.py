@@ -28,7 +28,7 @@ from jax.typing import ArrayLike, DTypeLike
 from precir.formats import F32, Format
 from precir.kernels import fused_cuts
 from precir.kernels.delayed import finite_amax
-from precir.kernels.divided import Parts, Split
+from precir.kernels.divided import Parts, Split, collectives
 from precir.kernels.folding import fold, unfold
 from precir.kernels.launch import launch, result
 from precir.kernels.powers import power_of_two_scale
@@ -126,11 +126,15 @@ def norm_gradients(
     *,
     kind: str = "layer",
     weight: ArrayLike | None = None,
+    add: ArrayLike | None = None,
     dtype: DTypeLike | None = None,
 ) -> NormGradients:
     """The gradients of ``x`` (in ``dtype``, by default that of ``x``), of the weight and of the
     bias (float32 [columns], whether the norm had them or not) from the ``gradient`` of the
     normalised rows, [..., columns], and from what ``norm_quantize`` returned.
+
+    ``add`` is added to the gradient of ``x`` before it is rounded: what goes by the norm, where its
+    input is a residual stream.
 
     What was rounded on the way forward has a derivative of 1: the gradient is that of the unrounded
     norm. Raises ``QuantizeError`` (a ``TypeError``) for shapes and dtypes that do not fit.
@@ -142,11 +146,15 @@ def norm_gradients(
         )
     if (mean is None) != (_known(kind) == "rms"):
         raise QuantizeError("LayerNorm has a mean, and RMSNorm none")
+    besides = [] if add is None else [matrix(checked_array(add))]
+    if add is not None and np.shape(add) != x.shape:
+        raise QuantizeError(f"x has shape {x.shape}, and what is added {np.shape(add)}")
     rows = rstd.reshape(1, -1)
     means = rows if mean is None else mean.reshape(1, -1)
     out = np.dtype(x.dtype if dtype is None else dtype)
     w = _row("weight", weight, x)
-    dx, dw, db = norm_gradients_p.bind(matrix(x), matrix(g), means, rows, w, kind=kind, dtype=out)
+    operands = matrix(x), matrix(g), means, rows, w, *besides
+    dx, dw, db = norm_gradients_p.bind(*operands, kind=kind, dtype=out)
     return NormGradients(dx.reshape(x.shape), dw[0], db[0])
 
 
@@ -257,7 +265,14 @@ def _tile(writing: Writing, columns: int) -> tuple[int, int] | None:
 
 
 def _gradients_reference(
-    x: Array, g: Array, mean: Array, rstd: Array, weight: Array, *, kind: str, dtype: np.dtype[Any]
+    x: Array,
+    g: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    *besides: Array,
+    kind: str,
+    dtype: np.dtype[Any],
 ) -> Results:
     wide, g, n = x.astype(np.float32), g.astype(np.float32), max(1, x.shape[2])
     unit = (wide - mean[..., None] if kind == "layer" else wide) * rstd[..., None]
@@ -267,25 +282,35 @@ def _gradients_reference(
     rest = g - unit * (jnp.sum(g * unit, 2, keepdims=True) / n)
     if kind == "layer":
         rest -= jnp.sum(g, 2, keepdims=True) / n
-    return (rest * rstd[..., None]).astype(dtype), of_weight, of_bias
+    rest *= rstd[..., None]
+    for b in besides:
+        rest += b.astype(np.float32)
+    return rest.astype(dtype), of_weight, of_bias
 
 
 def _gradients_on_cuda(
-    x: Array, g: Array, mean: Array, rstd: Array, weight: Array, *, kind: str, dtype: np.dtype[Any]
+    x: Array,
+    g: Array,
+    mean: Array,
+    rstd: Array,
+    weight: Array,
+    *besides: Array,
+    kind: str,
+    dtype: np.dtype[Any],
 ) -> Results:
     examples, rows, columns = x.shape
     wide = power(max(1, columns))
     written = dtype.name in ("float32", "bfloat16", "float16")
-    if wide > ROWS or not written or not kernels_serve(x, g, weight):
-        return _gradients_reference(x, g, mean, rstd, weight, kind=kind, dtype=dtype)
+    if wide > ROWS or not written or not kernels_serve(x, g, weight, *besides):
+        return _gradients_reference(x, g, mean, rstd, weight, *besides, kind=kind, dtype=dtype)
     from precir.kernels.triton.norm_quantize import norm_backward
 
-    tall = max(1, ROWS // 2 // wide)
-    parts = min(-(-rows // tall), max(1, PARTS // examples))
+    tall = _tall(columns)
+    parts = gradient_parts(rows, columns, examples)
     sums = result((examples, parts, columns), np.float32)
     dx, of_weight, of_bias = launch(
         norm_backward,
-        [x, g, mean, rstd, weight if weight.size else x],
+        [x, g, mean, rstd, weight if weight.size else x, *(besides or [x])],
         [result(x.shape, dtype), sums, sums],
         (examples * parts,),
         warps=max(4, tall * wide // 512),
@@ -296,8 +321,19 @@ def _gradients_on_cuda(
         PARTS=parts,
         LAYER=kind == "layer",
         WEIGHTS=weight.shape[0],
+        ADD=bool(besides),
     )
     return dx, jnp.sum(of_weight, 1), jnp.sum(of_bias, 1)
+
+
+def _tall(columns: int) -> int:
+    """Rows that a program of the gradients has at once."""
+    return max(1, ROWS // 2 // power(max(1, columns)))
+
+
+def gradient_parts(rows: int, columns: int, examples: int = 1) -> int:
+    """In how many parts the kernel sums the gradient of a weight."""
+    return min(-(-rows // _tall(columns)), max(1, PARTS // examples))
 
 
 def _batch(operands: tuple[Array, ...], dims: Dims, **params: Any) -> tuple[Results, Dims]:
@@ -308,13 +344,21 @@ def _batch(operands: tuple[Array, ...], dims: Dims, **params: Any) -> tuple[Resu
 def _batch_gradients(
     operands: tuple[Array, ...], dims: Dims, **params: Any
 ) -> tuple[Results, Dims]:
-    folded, size = fold(operands, dims, shared=(*(False,) * 4, True))
+    besides = len(operands) - 5
+    folded, size = fold(operands, dims, shared=(*(False,) * 4, True, *(False,) * besides))
     return unfold(norm_gradients_p.bind(*folded, **params), size)
 
 
 def _of_one_device(split: Split, *operands: Array, writing: Writing, **params: Any) -> Results:
     *results, mean, rstd = _on_cuda(*operands, writing=writing, **params)
     return *agreed(split, writing, results), mean, rstd
+
+
+def _gradients_of_one_device(split: Split, *operands: Array, **params: Any) -> Results:
+    dx, *sums = _gradients_on_cuda(*operands, **params)
+    if split.agreed:
+        sums = [collectives.psum(s, split.agreed) for s in sums]
+    return dx, *sums
 
 
 norm_p = kernel_primitive(
@@ -329,4 +373,5 @@ norm_gradients_p = kernel_primitive(
     _gradients_reference,
     platforms={"cuda": _gradients_on_cuda},
     batch=_batch_gradients,
+    parts=Parts(fused_cuts.norm_gradients, _gradients_of_one_device),
 )

@@ -13,7 +13,9 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
+from precir.ir import Node
 from precir.kernels import choice
+from precir.kernels.norm_quantize import gradient_parts
 
 _WIDE: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -33,6 +35,27 @@ class Cost:
         """On the GPU of this machine, or on an H100."""
         device, way = choice.device(), choice.table()["ways"]["triton"]
         return self.bytes / float(device["bytes"]) + self.launches * float(way["launch"])
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One value that a kernel computes and quantises, or could have.
+
+    Attributes:
+      kernel: its name.
+      node: the quantisation that it took the place of.
+      used: whether it did.
+      times: how often it runs in one call, None if that depends on the data.
+      saved: by the model, each time; negative where nothing is.
+      reason: what it computes of what, or why it is not used.
+    """
+
+    kernel: str
+    node: Node
+    used: bool
+    times: int | None
+    saved: Cost
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -100,3 +123,21 @@ def width_of(dtype: str) -> int:
 
 def elements_of(shape: tuple[int, ...]) -> int:
     return math.prod(shape)
+
+
+def gradients_saved(
+    shape: tuple[int, ...], read: int, beside: list[int], made: int, written: int, sums: bool
+) -> Cost:
+    """What the kernel of a norm's gradients saves, of [..., columns].
+
+    XLA reads what they are made of, ``read`` bytes of it, for the sums along the rows, for those
+    over them if there are such ``sums``, and to write ``written`` bytes, with tensors of ``beside``
+    bytes added. The kernel reads all once, of several of the latter their sum; ``made`` bytes would
+    not be stored but for it. It writes its sums over rows in parts.
+    """
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    separate = Cost((2 + sums) * read + sum(beside) + written, 2 + sums)
+    several = len(beside) > 1
+    parts = 16 * columns * gradient_parts(rows, columns)  # two sums, written and read
+    together = read + made + sum(beside) + 2 * written * several + written + parts
+    return separate - Cost(together, 1 + sums + several)

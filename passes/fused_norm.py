@@ -8,7 +8,7 @@ a norm of the tensor, however that is spelled.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, Final
@@ -114,7 +114,7 @@ def _recognised(
     floats = all("float" in v.type.dtype and v.type.dtype != "float64" for v in (x, *columns))
     if len(columns) > 2 or not floats:
         return None
-    given, *others = _samples(x, columns)
+    given, *others = samples_of(x, columns)
     samples = Samples(given)
     try:
         found = samples.of(value)
@@ -122,11 +122,12 @@ def _recognised(
     except Unknown:
         return None
     for kind in ("layer", "rms"):
-        for eps in _small_numbers(inside):
+        for eps in small_numbers(inside):
             for weight, bias in _roles(columns):
                 every = [(given, found), *further]
-                if all(_close(y, _whole(g, x, kind, eps, weight, bias)) for g, y in every):
-                    _, mean, rstd = _norm(given[x], kind, eps)
+                alike = all(close(y, _whole(g, x, kind, eps, weight, bias)) for g, y in every)
+                if alike and keeps_nothing_out([value], given, x):
+                    _, mean, rstd = normalised(given[x], kind, eps)
                     rows = dict(_rows(samples, inside, kind, mean, rstd))
                     return Norm(kind, _unrounded(x), weight, bias, eps, rows, inside)
     return None
@@ -141,7 +142,7 @@ def _whole(
     bias: Value | None,
 ) -> Array:
     """The norm of the samples, with its weight and bias."""
-    y, _, _ = _norm(given[x], kind, eps)
+    y, _, _ = normalised(given[x], kind, eps)
     whole = y if weight is None else y * _wide(given[weight], y)
     return whole if bias is None else whole + _wide(given[bias], y)
 
@@ -160,14 +161,14 @@ def _roles(columns: tuple[Value, ...]) -> Iterator[tuple[Value | None, Value | N
         yield from ((a, b) for a, b in permutations(columns))
 
 
-def _norm(x: Array, kind: str, eps: float) -> tuple[Array, Array, Array]:
+def normalised(x: Array, kind: str, eps: float) -> tuple[Array, Array, Array]:
     mean = x.mean(-1, keepdims=True) if kind == "layer" else np.zeros((*x.shape[:-1], 1))
     apart = x - mean
     rstd = 1 / np.sqrt((apart * apart).mean(-1, keepdims=True) + eps)
     return apart * rstd, mean, rstd
 
 
-def _small_numbers(inside: frozenset[Node]) -> list[float]:
+def small_numbers(inside: frozenset[Node]) -> list[float]:
     """What may be the number that is added to the variance."""
     found = {
         float(o.value)
@@ -178,7 +179,7 @@ def _small_numbers(inside: frozenset[Node]) -> list[float]:
     return [*sorted(v for v in found if 0 < v < _LARGEST_EPS), 0.0]
 
 
-def _samples(x: Value, columns: tuple[Value, ...]) -> list[dict[Value, Array]]:
+def samples_of(x: Value, columns: tuple[Value, ...]) -> list[dict[Value, Array]]:
     """Rows whose variance is about as small as an epsilon, so that it shows; and, to tell a norm
     from one of what is capped, or that is, rows with one element far off, and far larger ones. A
     fixed choice.
@@ -209,7 +210,7 @@ def _rows(
         for name, wanted in (("mean", mean), ("rstd", rstd)):
             if name == "mean" and kind == "rms":
                 continue
-            if _close(array.reshape(mean.shape), wanted):
+            if close(array.reshape(mean.shape), wanted):
                 yield value, name
 
 
@@ -225,7 +226,19 @@ def _unrounded(x: Value) -> Value:
     return x
 
 
-def _close(found: Array, function: Array) -> bool:
+def keeps_nothing_out(values: Sequence[Value], given: Mapping[Value, Array], x: Value) -> bool:
+    """Whether a NaN in x makes its row of the sum of values one: of finite samples alone, a program
+    that replaces it looks like one that does not.
+    """
+    first = (0,) * (given[x].ndim - 1)
+    odd = given[x].copy()
+    odd[first][0] = np.nan
+    samples = Samples({**given, x: odd})
+    found: Any = sum(samples.of(v) for v in values)
+    return bool(np.isnan(found[first] if found.ndim == odd.ndim else found.reshape(-1)[0]).all())
+
+
+def close(found: Array, function: Array) -> bool:
     if found.shape != function.shape:
         return False
     most = np.max(np.abs(function))

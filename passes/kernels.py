@@ -18,15 +18,15 @@ the kernel does not replace reads a wide copy that it writes too. The rules:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
-from precir.ops.adam import ADAM
 from precir.ops.fused import result_types
 from precir.passes.fused_act import Activation, find_activation
-from precir.passes.fused_cost import Cost, Work, elements_of, width_of
+from precir.passes.fused_cost import Cost, Fused, Work, elements_of, width_of
+from precir.passes.fused_gradients import fuse_gradients
 from precir.passes.fused_norm import Norm, find_norm
 from precir.passes.narrowing import NARROW, narrow_values
 from precir.passes.rebuild import in_order
@@ -41,38 +41,25 @@ _SPREADS: Final = ("reshape", "broadcast_in_dim", "expand_dims")
 Found = Norm | Activation | None
 
 
-@dataclass(frozen=True)
-class Fused:
-    """One value that a kernel computes and quantises, or could have.
-
-    Attributes:
-      kernel: its name.
-      node: the quantisation that it took the place of.
-      used: whether it did.
-      times: how often it runs in one call, None if that depends on the data.
-      saved: by the model, each time; negative where nothing is.
-      reason: what it computes of what, or why it is not used.
-    """
-
-    kernel: str
-    node: Node
-    used: bool
-    times: int | None
-    saved: Cost
-    reason: str
-
-
 def fuse_kernels(graph: Graph, compute: str = "float32") -> tuple[Graph, tuple[Fused, ...]]:
     """The program with fused kernels, at every level, and what was decided.
 
     `compute` is the dtype of activations. Products that are only read transposed are multiplied the
-    other way round first.
+    other way round first. A program that quantises nothing computes its gradients as it did.
     """
     decided: list[Fused] = []
-    return _level(graph, compute, 1, decided), tuple(decided)
+    low = any(find_sinks(part) for part in _levels(graph))
+    return _level(graph, compute, low, 1, decided), tuple(decided)
 
 
-def _level(graph: Graph, compute: str, times: int | None, decided: list[Fused]) -> Graph:
+def _levels(graph: Graph) -> Iterator[Graph]:
+    yield graph
+    for node in graph:
+        for region in node.regions:
+            yield from _levels(region)
+
+
+def _level(graph: Graph, compute: str, low: bool, times: int | None, decided: list[Fused]) -> Graph:
     """One graph and all below it; loops run as often as they say."""
     rewrite = Rewrite(graph)
     for node in graph:
@@ -81,15 +68,19 @@ def _level(graph: Graph, compute: str, times: int | None, decided: list[Fused]) 
             inside = None
         elif node.op == "scan":
             inside = times * int(node.params["length"])
-        regions = tuple(_level(r, compute, inside, decided) for r in node.regions)
+        regions = tuple(_level(r, compute, low, inside, decided) for r in node.regions)
         if all(a is b for a, b in zip(regions, node.regions, strict=True)):
             rewrite.copy(node)
         else:
             inputs = [rewrite(o) for o in node.inputs]
             rewrite.replace(node, node.like(inputs=inputs, regions=regions))
-    graph, updates = update_stored(rewrite.finish())
-    decided += [Fused(ADAM, u.node, u.used, times, u.saved, u.reason) for u in updates]
-    graph = _built(turn_products(graph), _Builder.computed, times, decided)
+    graph, updated = update_stored(rewrite.finish(), times)
+    decided += updated
+    graph = turn_products(graph)
+    if low:
+        graph, found = fuse_gradients(graph, times)
+        decided += found
+    graph = _built(graph, _Builder.computed, times, decided)
     if compute == NARROW:
         graph, narrowed = narrow_values(graph)
         why = "only quantised: stored in 16 bits"
@@ -136,15 +127,6 @@ class _Builder:
             return None
         kernel = _kernel_of(made)
         first = sink.nodes[0]
-        if isinstance(made, Activation) and made.gradient is not None and made.up is not None:
-            return Fused(
-                kernel,
-                first,
-                False,
-                self.times,
-                Cost(),
-                "gradients of what is gated stay as they are",
-            )
         seen = _seen(sink)
         work = self.work(sink, made, sink.measured or seen is not None)
         if work.saved.seconds <= 0:
@@ -236,8 +218,9 @@ class _Builder:
             columns = made.x.type.shape[-1:]
             rows = [self.row(v, columns, new) for v in (made.weight, made.bias) if v is not None]
             return [made.x, *rows], extra
-        gated = {} if made.gradient is not None else {"gated": made.up is not None}
-        return [*made.arguments], {"activation": made.name, **gated}
+        every = made.x, made.gradient, made.up
+        extra = {"activation": made.name, "gated": made.up is not None}
+        return [v for v in every if v is not None], extra
 
     def stats(self, norm: Norm, node: Node, new: list[Node]) -> None:
         """The kernel's mean and root in the place of the program's."""
@@ -246,6 +229,9 @@ class _Builder:
             results["mean"] = node.outputs[-2]
         for value, name in sorted(norm.rows.items(), key=lambda r: self.position[r[0].node]):  # type: ignore[index]
             self.now[value] = self.row(results[name], value.type.shape, new)
+            for user in self.graph.users.get(value, ()):
+                if user.op == "reshape" and user.outputs[0].type == results[name].type:
+                    self.now[user.outputs[0]] = results[name]
 
     def row(self, value: Value, shape: tuple[int, ...], new: list[Node]) -> Value:
         """The same numbers in another shape: what they were spread from, or reshaped."""
@@ -389,6 +375,7 @@ def _words(made: Norm | Activation, sink: Sink) -> str:
     elif made.gradient is not None:
         what = f"the gradient of {made.name}"
     else:
-        what = made.name + ", gated" * (made.up is not None)
+        what = made.name
+    what += ", gated" * (isinstance(made, Activation) and made.up is not None)
     more = [*(["the transpose"] if sink.flips else []), *(["a wide copy"] if sink.others else [])]
     return what + (f", with {' and '.join(more)}" if more else "")

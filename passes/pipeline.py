@@ -18,8 +18,9 @@ from precir.passes.casts import insert_casts
 from precir.passes.chosen import find_chosen
 from precir.passes.delayed import HISTORY, delay_scales
 from precir.passes.facts import Facts, infer_facts
+from precir.passes.fused_cost import Fused
 from precir.passes.gradients import narrow_gradients
-from precir.passes.kernels import Fused, fuse_kernels
+from precir.passes.kernels import fuse_kernels
 from precir.passes.loss_scale import SCALE, STEPS, scale_loss
 from precir.passes.narrow_residuals import narrow_residuals
 from precir.passes.observe import named_values

@@ -9,30 +9,20 @@ from precir.ir import Graph, Literal, Node, Operand, Type, Value
 from precir.ops.adam import ADAM, SCALARS
 from precir.passes.adam_numbers import Factor
 from precir.passes.fused_adam import Adam, as_stored, find_adams
-from precir.passes.fused_cost import Cost, elements_of, width_of
+from precir.passes.fused_cost import Cost, Fused, elements_of, width_of
 from precir.passes.rebuild import in_order
 from precir.passes.simplify import drop_dead
 
 _SCALAR = Type((), "float32")
 
 
-@dataclass(frozen=True)
-class Decision:
-    """What became of an update: `node` stored its new weight, or a moment where that stays plain;
-    `used` if the kernel took its place.
+def update_stored(graph: Graph, times: int | None) -> tuple[Graph, list[Fused]]:
+    """One graph, its sub-graphs aside, with the kernels in, and what was decided: of the node that
+    stored a new weight, or a moment where that stays plain. `times` as in `Fused`.
     """
-
-    node: Node
-    used: bool
-    saved: Cost
-    reason: str
-
-
-def update_stored(graph: Graph) -> tuple[Graph, list[Decision]]:
-    """One graph, its sub-graphs aside, with the kernels in, and what was decided."""
     position = {node: n for n, node in enumerate(graph.nodes)}
     builder = _Builder(position)
-    decisions = []
+    decided = []
     for found in find_adams(graph, position):
         if isinstance(found, Adam):
             node = next(n for n in found.kept if n is not None)
@@ -41,10 +31,10 @@ def update_stored(graph: Graph) -> tuple[Graph, list[Decision]]:
             if pays:
                 builder.add(found)
             reason = "AdamW, on what is stored" if pays else "it takes no less"
-            decisions.append(Decision(node, pays, saved, reason))
+            decided.append(Fused(ADAM, node, pays, times, saved, reason))
         else:
-            decisions.append(Decision(found[0], False, Cost(), found[1]))
-    return builder.finish(graph), decisions
+            decided.append(Fused(ADAM, found[0], False, times, Cost(), found[1]))
+    return builder.finish(graph), decided
 
 
 def _saved(adam: Adam) -> Cost:

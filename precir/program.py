@@ -21,7 +21,7 @@ from precir.lower import lower_jaxpr
 from precir.packed import PLAIN, Layout
 from precir.passes.assign import Assignment
 from precir.passes.facts import Facts, infer_facts
-from precir.passes.kernels import Fused
+from precir.passes.fused_cost import Fused
 from precir.passes.pipeline import Stage, run_passes
 from precir.passes.update import Update
 from precir.recipe import Recipe

@@ -22,7 +22,7 @@ from precir.kernels.adam_update import adam_p
 from precir.kernels.dequantize import dequantize_p
 from precir.kernels.divided import divided, sharding_rule
 from precir.kernels.division import Division, Kind, Rule, decide, device_axes, read_cuts
-from precir.kernels.norm_quantize import norm_p
+from precir.kernels.norm_quantize import norm_gradients_p, norm_p
 from precir.kernels.observe import observe_p
 from precir.kernels.primitive import parts_of
 from precir.kernels.quantize import quantize_given_p, quantize_p, quantize_p_reference
@@ -215,6 +215,7 @@ def test_norms_and_activations_in_parts(name):
     both = jnp.stack([scales, scales[::-1]])
     operands, specs = [both, g, x, up], [P(), rows, rows, rows]
     assert_near(*on_devices(act_gradients_p, operands, specs, **params)[:2])
+    assert_near(*on_devices(act_gradients_p, operands, specs, alone=True, **params)[:2])
     operands = [both, g, jnp.concatenate([x, up], -1)]
     params["packed"] = True
     assert_near(*on_devices(act_gradients_p, operands, specs[:3], **params)[:2])
@@ -239,6 +240,22 @@ def test_updates_in_parts(size, spec):
         assert (x.dtype, x.sharding.spec) == (old.dtype, spec)
     assert "all-gather" not in text
     assert ("all-reduce" in text) == (not size)
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+def test_gradients_of_norms_in_parts(kind):
+    """What is summed over rows is summed over the devices that have them."""
+    x, g, besides = (jax.random.normal(jax.random.key(i), (2, 64, 128)) for i in range(3))
+    weight = jnp.linspace(0.5, 2, 128)[None]
+    mean, rstd = jnp.mean(x, 2), jax.lax.rsqrt(jnp.var(x, 2) + 1e-5)
+    params = {"kind": kind, "dtype": np.dtype(np.float32)}
+    for spec, w, sums in ((P(None, ("a", "b")), weight, True), (P("b"), -weight, False)):
+        operands, specs = [x, g, mean, rstd, w, besides], [spec] * 4 + [P(), spec]
+        actual, expected, text = on_devices(norm_gradients_p, operands, specs, **params)
+        for a, e in zip(actual, expected, strict=True):
+            np.testing.assert_allclose(a, e, rtol=1e-5, atol=2e-5)
+        assert ("all-reduce" in text) == sums
+        assert "all-gather" not in text
 
 
 @pytest.mark.parametrize("blocks", [((), ()), ((1, 128), (128, 1)), ((1, 512), (512, 1))], ids=str)

@@ -216,6 +216,9 @@ def test_a_norm_of_what_is_capped() -> None:
     found = [find_norm(s.value, positions(graph)) for s in find_sinks(graph)]
     (one,) = [f for f in found if f is not None]
     assert one.x not in graph.inputs
+    graph = graph_of(lambda x, g, w: rms_plain(jnp.nan_to_num(x), g, None) @ w, X, GAIN, W)
+    found = [find_norm(s.value, positions(graph)) for s in find_sinks(graph)]
+    assert all(f is None or f.x not in graph.inputs for f in found)
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
@@ -335,6 +338,23 @@ def test_no_plain_norm_or_activation_is_left(recipe: str) -> None:
     assert "norm_quantize(" in source
     assert 'activation="gelu_tanh"' in source
     assert "act_gradients(" in source
+
+
+@pytest.mark.parametrize("recipe", ["fp8-block", "fp8"])
+def test_what_is_gated_has_a_gradient_for_each(recipe: str) -> None:
+    """That of the second factor is an activation, gated by the gradient."""
+    p = weights("swiglu")
+    program = fused_of(step_of(swiglu), p, X, recipe=recipe).program(p, X)
+    every = nodes(program.graph, "act_gradients")
+    assert [(n.params["gated"], len(n.inputs)) for n in every if n.params["block"]] == (
+        [(True, 3)] * (recipe == "fp8-block")
+    )
+    assert all(n.params["gated"] for n in every)
+    assert len(every) == (1 if recipe == "fp8-block" else 2)
+    backward = [n for n in nodes(program.graph, "act_quantize") if n.phase == "backward"]
+    assert len(backward) == len(every)
+    assert "logistic" not in {n.op for n in program.graph.walk()}
+    assert "of_up=False" in program.emitted.text
 
 
 def test_a_norm_hands_its_rows_to_its_gradient() -> None:
@@ -493,7 +513,7 @@ def test_the_model_counts_bytes_and_launches() -> None:
 
 
 def test_what_does_not_pay_is_not_used(monkeypatch) -> None:
-    monkeypatch.setattr(Work, "saved", property(lambda _: Cost(-5, 0)))
+    monkeypatch.setattr(Cost, "seconds", property(lambda _: -1.0))
     program = fused_of(step_of(mlp), weights(), X).program(weights(), X)
     assert program.fused
     assert not any(f.used for f in program.fused if f.kernel != "cast")

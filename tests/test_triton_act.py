@@ -12,7 +12,15 @@ from jax import numpy as jnp
 
 from precir.errors import DerivativeError
 from precir.formats import F32
-from precir.kernels import E4M3, E5M2, E8M0FNU, act_gradients, act_quantize, quantize
+from precir.kernels import (
+    E4M3,
+    E5M2,
+    E8M0FNU,
+    act_gradients,
+    act_gradients_amax,
+    act_quantize,
+    quantize,
+)
 from precir.kernels.act_quantize import (
     _gradients_on_cuda,
     _gradients_reference,
@@ -84,6 +92,11 @@ def test_gradients_are_those_of_jax(activation):
     assert none is None
     assert_near((both.plain,), (jnp.concatenate(pull(g), -1),), **loose)
     assert both.amax == jnp.max(jnp.abs(both.plain))
+    first, none = act_gradients(x, g, activation=activation, up=up, of_up=False)
+    assert none is None
+    assert_near((first.plain,), (dx.plain,))
+    largest = act_gradients_amax(x, g, activation=activation, up=up)
+    np.testing.assert_allclose(largest, np.abs(dx.plain).max(), rtol=1e-6)
     alone, none = act_gradients(x, g, activation=activation)
     assert none is None
     assert_near((alone.plain,), jax.vjp(OF_JAX[activation], x)[1](g), **loose)
@@ -165,8 +178,8 @@ def check(writing, both, activation="silu", packed=False, scale=0.125):
     assert_near(actual, jax.jit(partial(_reference, **params))(given, *both))
 
 
-def check_gradients(writing, g, both, activation="silu", packed=False):
-    params = {"activation": activation, "packed": packed, "writing": writing}
+def check_gradients(writing, g, both, activation="silu", packed=False, **more):
+    params = {"activation": activation, "packed": packed, "writing": writing, **more}
     given = jnp.tile(jnp.asarray([0.25, 2.0**-5]), (both[0].shape[0], 1))
     with interpreted():
         actual = _gradients_on_cuda(given, g, *both, **params)
@@ -210,6 +223,7 @@ def test_gradients_in_the_interpreter(writing):
     check_gradients(writing, g, [jnp.concatenate([x, up], -1)], packed=True)
     if writing.flip or writing.plain is None:
         check_gradients(writing, g, [x, up])
+        check_gradients(writing, g, [x, up], alone=True)
 
 
 @ON_LINUX
@@ -249,8 +263,13 @@ def test_for_hopper(options):
     backward = lower_for_cuda(
         lambda x, g: act_gradients(x, g, E5M2, activation="silu", packed=True, **options), x, g
     )
-    assert len(forward[1]) == len(backward[1]) == 1
-    for kernel in (*forward[1], *backward[1]):
+    alone = lower_for_cuda(
+        lambda x, g: act_gradients(x, g, E5M2, activation="silu", up=g, of_up=False, **options),
+        g,
+        g,
+    )
+    assert len(forward[1]) == len(backward[1]) == len(alone[1]) == 1
+    for kernel in (*forward[1], *backward[1], *alone[1]):
         used = kernel.resources()
         print(kernel.name, used, kernel.shared)
         assert kernel.shared <= SHARED_MEMORY

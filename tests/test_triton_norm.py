@@ -90,6 +90,8 @@ def test_gradients_are_those_of_jax(kind):
     alone = norm_gradients(x, g, mean, rstd, kind=kind, dtype=jnp.bfloat16)
     (expected,) = jax.vjp(lambda x: plainly(x, kind=kind), x)[1](g)
     assert_near((alone.x,), (expected.astype(jnp.bfloat16),))
+    more = norm_gradients(x, g, mean, rstd, kind=kind, weight=weight, add=2 * x)
+    assert_near((more.x - 2 * x, *more[1:]), found, rtol=1e-4)
 
 
 @KINDS
@@ -124,7 +126,7 @@ def test_examples_have_scales_of_their_own():
 
     def f(x, weight):
         found = norm_quantize(x, E4M3, weight=weight, block=(1, 4), transposed=True, amax=True)
-        return found, norm_gradients(x, g, *found[1:], weight=weight)
+        return found, norm_gradients(x, g, *found[1:], weight=weight, add=g)
 
     for each in (weight, weight[1]):
         both = jax.vmap(f, (0, 0 if each.ndim > 1 else None))(x, each)
@@ -142,6 +144,7 @@ def test_errors():
         (lambda: norm_quantize(x, jnp.float16, scale=1.0), "writes E4M3 or E5M2"),
         (lambda: norm_gradients(x, x[1:], None, x[:, 0]), "its gradient"),
         (lambda: norm_gradients(x, x, None, x[:, 0]), "has a mean"),
+        (lambda: norm_gradients(x, x, None, x[:, 0], kind="rms", add=x[1:]), "what is added"),
     ):
         with pytest.raises(QuantizeError, match=message):
             call()
@@ -211,11 +214,11 @@ def test_gradients_in_the_interpreter(kind, shape):
     given, nothing = jnp.ones(shape[0]), weight[:0]
     params = {"kind": kind, "eps": 1.0, "writing": Writing(None)}
     mean, rstd = _reference(given, x, nothing, nothing, **params)
-    for out, w in ((BF16, weight), (F32.dtype, nothing)):
+    for out, w, *besides in ((BF16, weight, x), (F32.dtype, nothing)):
         with interpreted():
-            actual = _gradients_on_cuda(x, g, mean, rstd, w, kind=kind, dtype=out)
+            actual = _gradients_on_cuda(x, g, mean, rstd, w, *besides, kind=kind, dtype=out)
         reference = jax.jit(partial(_gradients_reference, kind=kind, dtype=out))
-        assert_near(actual, reference(x, g, mean, rstd, w))
+        assert_near(actual, reference(x, g, mean, rstd, w, *besides))
 
 
 @ON_LINUX
@@ -252,7 +255,7 @@ def test_gradients_for_hopper(columns):
     each, row = (jax.ShapeDtypeStruct((n,), jnp.float32) for n in (8192, columns))
 
     def f(x, mean, rstd, weight):
-        return norm_gradients(x, x, mean, rstd, weight=weight)
+        return norm_gradients(x, x, mean, rstd, weight=weight, add=x)
 
     _, (kernel,) = lower_for_cuda(f, x, each, each, row)
     used = kernel.resources()

@@ -87,6 +87,7 @@ def act_backward(
     WIDE: tl.constexpr,
     KIND: tl.constexpr,
     GATED: tl.constexpr,
+    ALONE: tl.constexpr,
     DATA: tl.constexpr,
     SIZE: tl.constexpr,
     FLIP: tl.constexpr,
@@ -94,27 +95,28 @@ def act_backward(
     AMAX: tl.constexpr,
     CARRY: tl.constexpr,
 ):
-    """Of the same and ``gradient`` [examples, M, N] write the gradient of ``x`` and, with GATED,
-    of ``up``: as `put` does, both into the first set with a STRIDE of 2 N. ``given``
-    [examples, 2].
+    """Of the same and ``gradient`` [examples, M, N] write the gradient of ``x`` and, with GATED
+    and not ALONE, of ``up``: as `put` does, both into the first set with a STRIDE of 2 N.
+    ``given`` [examples, 2].
     """
     example, down, across = tile_of_program(M, N, TALL, WIDE)
     top, left = down * TALL, across * WIDE
     start = example * M * STRIDE
-    value = load_part(x + start, top, left, M, N, STRIDE, TALL, WIDE)
     g = load_part(gradient + example * M * N, top, left, M, N, N, TALL, WIDE)
+    if ALONE:
+        g *= load_part(up + start, top, left, M, N, STRIDE, TALL, WIDE)
+    value = load_part(x + start, top, left, M, N, STRIDE, TALL, WIDE)
     one, other = 1.0, 1.0
     if SIZE == 0:
         one, other = tl.load(given + example * 2), tl.load(given + example * 2 + 1)
     groups: tl.constexpr = M * ((STRIDE + SIZE - 1) // SIZE) if SIZE > 0 else 0
     turned: tl.constexpr = STRIDE * ((M + TALL - 1) // TALL)
     program = tl.program_id(0)
-    if GATED:
+    if GATED and not ALONE:
         second: tl.constexpr = N if STRIDE > N else 0
-        act = activated(value, KIND) * g
         if STRIDE > N:
             put(
-                act,
+                activated(value, KIND) * g,
                 one,
                 out + start,
                 scales + example * groups,
@@ -126,7 +128,7 @@ def act_backward(
             )  # fmt: skip
         else:
             put(
-                act,
+                activated(value, KIND) * g,
                 other,
                 up_out + start,
                 up_scales + example * groups,

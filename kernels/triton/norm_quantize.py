@@ -102,6 +102,7 @@ def norm_backward(
     means,
     roots,
     weight,
+    besides,
     out,
     weight_parts,
     bias_parts,
@@ -112,9 +113,11 @@ def norm_backward(
     PARTS: tl.constexpr,
     LAYER: tl.constexpr,
     WEIGHTS: tl.constexpr,
+    ADD: tl.constexpr,
 ):
-    """Of ``x`` and ``gradient`` [examples, M, N] write the gradient of ``x``, and those of weight
-    and bias in parts, float32 [examples, PARTS, N]. A program for each part.
+    """Of ``x`` and ``gradient`` [examples, M, N] write the gradient of ``x``, with ``besides``
+    [examples, M, N] added if ADD, and those of weight and bias in parts, float32
+    [examples, PARTS, N]. A program for each part.
     """
     program = tl.program_id(0).to(tl.int64)
     example, part = program // PARTS, program % PARTS
@@ -142,6 +145,8 @@ def norm_backward(
         if LAYER:
             rest -= tl.sum(g, axis=1, keep_dims=True) / N
         rest *= root
+        if ADD:
+            rest += load_part(besides + start, top, 0, M, N, N, TALL, WIDE)
         at = out + start + top * N + (row * N + column)
         tl.store(at, rest.to(out.dtype.element_ty), mask=inside & (column < N))
     within = column < N

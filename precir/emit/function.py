@@ -11,6 +11,7 @@ from precir.emit.names import Names, module_part, noun
 from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
 from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
+from precir.ops import norm_gradients
 from precir.ops.adam import ADAM
 from precir.ops.control import condition
 from precir.ops.fused import FUSED, suffixes
@@ -201,39 +202,41 @@ class FunctionWriter(LoopWriter):
         if node.op == "quantize" and isinstance(node.inputs[0], Value):
             text, own = self.env.get(node.inputs[0], ("", 0))
             if own == ATOM:
-                text = text.replace("kernel", "w").replace(".tree", "")
-                word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
-                wish = word[-1] if text.isidentifier() else "_".join(word[-2:]) if word else "q"
+                words = self.words(node.inputs[0])
+                wish = words[-1] if text.isidentifier() else "_".join(words[-2:]) or "q"
                 return self.names.fresh(f"{wish}_q")
         if node.op == "dequantize" and isinstance(node.inputs[0], Value):
-            text = self.env.get(node.inputs[0], ("", 0))[0]
-            word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
-            return self.names.fresh(word[-1] if word else "wide")
+            words = self.words(node.inputs[0])
+            return self.names.fresh(words[-1] if words else "wide")
         if node.op == "turned_back" and isinstance(node.inputs[0], Value):
             text = self.env.get(node.inputs[0], ("", 0))[0]
             return self.names.fresh(f"{text.removesuffix('_t')}_columns")
         if node.op == ADAM:
-            stored = node.inputs[value.index]
-            text = self.env.get(stored, ("", 0))[0] if isinstance(stored, Value) else ""
-            found = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
-            found = found[1:] or found  # without the argument that they are parts of
-            return self.names.fresh("_".join(["new", *found[-2:]]))
+            words = self.words(node.inputs[value.index])
+            words = words[1:] or words  # without the argument that they are parts of
+            return self.names.fresh("_".join(["new", *words[-2:]]))
         part = module_part(node.scope)
         if node.op in FUSED:
             return self.names.fresh(self.fused_name(value, node, part))
+        if node.op == "norm_gradients":
+            which = f"d_{part or 'norm'}", norm_gradients.suffixes(node.params)[value.index]
+            return self.names.fresh("_".join(filter(None, which)))
         if part and (node.op in _NAMED_BY_SCOPE or value in self._escaping):
             return self.names.fresh(f"d_{part}" if node.phase == BACKWARD else part)
         return self.names.fresh(noun(node.op))
+
+    def words(self, operand: Operand) -> list[str]:
+        """The words of how a value is written that say what it is: `params`, `mlp`, `w`."""
+        text = self.env.get(operand, ("", 0))[0] if isinstance(operand, Value) else ""
+        text = text.replace("kernel", "w").replace(".tree", "")
+        return [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
 
     def fused_name(self, value: Value, node: Node, part: str) -> str:
         """`ln_1_q`, `ln_1_t`: what is written of a module's result, or of a weight."""
         name = f"d_{part}" if part and node.phase == BACKWARD else part or noun(node.op)
         if node.op == "quantize_both":
-            source = node.inputs[0]
-            text = self.env.get(source, ("", 0))[0] if isinstance(source, Value) else ""
-            text = text.replace("kernel", "w").replace(".tree", "")
-            word = [w for w in re.findall(r"[A-Za-z_]\w*", text) if w not in _NO_NAMES]
-            name = "_".join(word[-2:]) if word else name
+            words = self.words(node.inputs[0])
+            name = "_".join(words[-2:]) if words else name
         suffix = suffixes(node)[value.index]
         return f"{name}_{suffix}" if suffix else name
 

@@ -39,6 +39,7 @@ _NOUNS = {
     "argmax": "best", "finite_amax": "amax", "delayed_scale": "scale", "record_amax": "history",
     "recent_amax": "seen",
     "dequantize": "wide", "norm_quantize": "norm", "act_quantize": "act", "act_gradients": "act",
+    "norm_gradients": "d_norm",
     "quantize_both": "matrix", "current_scale": "scale", "turned_back": "columns",
 }  # fmt: skip
 

@@ -12,6 +12,7 @@ from precir.ops import (
     fused,
     indexing,
     movement,
+    norm_gradients,
     precision,
     random_,
     reductions,
@@ -23,7 +24,7 @@ __all__ = ["OPS", "Keeps", "Op", "op_named"]
 
 _FAMILIES = (
     elementwise, movement, contraction, reductions, indexing, control, random_, special, precision,
-    fused, adam,
+    fused, norm_gradients, adam,
 )  # fmt: skip
 OPS: dict[str, Op] = {}
 for _op in chain.from_iterable(family.OPS for family in _FAMILIES):

@@ -43,7 +43,7 @@ def operands(node: Node) -> list[str]:
     names = {
         "norm_quantize": ["x", *(k for k in ("weight", "bias") if p.get(k))],
         "act_quantize": ["x", *(["up"] if p.get("gated") else [])],
-        "act_gradients": ["x", "gradient"],
+        "act_gradients": ["x", "gradient", *(["up"] if p.get("gated") else [])],
         "quantize_both": ["x"],
     }[node.op]
     return [*names, *(["scale"] if p.get("given") else [])]
@@ -157,6 +157,8 @@ def _gradient(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
     if not _finite(*facts):
         return _results(node, ANYTHING._replace(basis=basis))
     most = _SLOPE * known["gradient"].magnitude
+    if "up" in known:
+        most *= known["up"].magnitude
     return _results(node, interval(-most, most, ZERO)._replace(basis=basis))
 
 
@@ -227,14 +229,15 @@ def _act_text(node: Node, w: Writer) -> Template:
     backward = node.op == "act_gradients"
     if backward and not p["dtype"]:
         function = w.use("precir.kernels", "act_gradients_amax")
-        return Template(
-            (f"{function}(", Hole(0), ", ", Hole(1), f', activation="{p["activation"]}")')
-        )
+        gate: list[str | Hole] = [", up=", Hole(2)] if p["gated"] else []
+        act = f', activation="{p["activation"]}"'
+        return Template((f"{function}(", Hole(0), ", ", Hole(1), act, *gate, ")"))
     pieces: list[str | Hole] = [f"{w.use('precir.kernels', node.op)}(", Hole(0)]
     pieces += [", ", Hole(1)] if backward else []
     pieces.append(f', {_format(node, w)}, activation="{p["activation"]}"')
-    if not backward and p["gated"]:
-        pieces += [", up=", Hole(1)]
+    if p["gated"]:
+        pieces += [", up=", Hole(1 + backward)]
+        pieces += [", of_up=False"] if backward else []
     pieces += _writing(node, w)
     if not p["dtype"] and not p["plain"]:
         return Template((*pieces, ").amax"))

@@ -14,8 +14,8 @@ from precir.ops import Keeps, op_named
 from precir.passes.assign import Assignment, Product
 from precir.passes.classes import classify_state
 from precir.passes.facts import Facts
+from precir.passes.fused_cost import Fused
 from precir.passes.grains import Grain, reach_in_words
-from precir.passes.kernels import Fused
 from precir.passes.update import Update
 from precir.recipe import KEEP, TRUE, Recipe
 from precir.report.data import (

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from precir.ir import Node, Type
+from precir.ops import norm_gradients
 from precir.ops.fused import operands, result_types
 from precir.scaled import scale_shape
 from precir.verify.adam import adam
@@ -15,6 +16,7 @@ from precir.verify.contracts import CONTRACTS, Wrong, _agree_types, is_block, is
 _SCALAR: Final = Type((), "float32")
 _PLAIN: Final = ("", "float32", "bfloat16", "float16")
 _GIVEN: Final = ("given", "turned", "amax")
+_ASKED: Final = ("weight", "add", "of_weight", "of_bias")
 
 
 def _fused(node: Node) -> Wrong:
@@ -61,8 +63,32 @@ def _fused(node: Node) -> Wrong:
 _KINDS: Final[dict[str, dict[str, tuple[Any, ...]]]] = {
     "norm_quantize": {"kind": ("layer", "rms"), "weight": (True, False), "bias": (True, False)},
     "act_quantize": {"activation": ("gelu", "gelu_tanh", "silu", "relu"), "gated": (True, False)},
-    "act_gradients": {"activation": ("gelu", "gelu_tanh", "silu", "relu")},
+    "act_gradients": {"activation": ("gelu", "gelu_tanh", "silu", "relu"), "gated": (True, False)},
 }
+
+
+def _norm_gradients(node: Node) -> Wrong:
+    p = node.params
+    kind, dtype = p.get("kind"), p.get("dtype")
+    known = kind in ("layer", "rms") and dtype in _PLAIN[1:]
+    if not known or any(type(p.get(k)) is not bool for k in _ASKED):
+        yield f"parameters {dict(p)!r} do not say which norm, or what is asked"
+        return
+    names = norm_gradients.operands(p)
+    if len(names) != len(node.inputs):
+        yield f"{len(node.inputs)} operands, expected {', '.join(names)}"
+        return
+    x = node.inputs[0].type
+    if x.scale is not None or not is_float(x.dtype) or not x.rank:
+        yield f"the operand is {show(x)}, expected a floating-point array"
+        return
+    shapes = {"weight": x.shape[-1:], "mean": x.shape[:-1], "rstd": x.shape[:-1]}
+    for name, operand in zip(names[1:], node.inputs[1:], strict=True):
+        found, shape = operand.type, shapes.get(name, x.shape)
+        if found.shape != shape or found.scale is not None or not is_float(found.dtype):
+            yield f"the {name} is {show(found)}, expected {list(shape)}"
+    results = norm_gradients.result_types(x, p)
+    yield from _agree_types("results", [v.type for v in node.outputs], results)
 
 
 def _turned_back(node: Node) -> Wrong:
@@ -91,6 +117,7 @@ EVERY_CONTRACT: Final[dict[str, Callable[[Node], Wrong]]] = {
     "act_quantize": _fused,
     "act_gradients": _fused,
     "quantize_both": _fused,
+    "norm_gradients": _norm_gradients,
     "turned_back": _turned_back,
     "current_scale": _current_scale,
     "adam_update": adam,
