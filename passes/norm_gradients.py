@@ -11,6 +11,7 @@ rows, which may be the gradients of the weight and the bias.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -25,6 +26,7 @@ from precir.passes.samples import Samples, Unknown, computable
 Array = np.ndarray[Any, Any]
 
 _STEPS: Final = 80  # nodes that a gradient is made of at most
+_NEAR: Final = 400  # values that are looked at, downstream of one
 _MOST: Final = 60  # sums over rows that are looked at
 _SUMS: Final = ("add", "add_any")
 _CASTS: Final = ("convert_element_type", "cast")
@@ -301,11 +303,13 @@ def _moves(node: Node) -> bool:
 
 
 def downstream(graph: Graph, values: Iterable[Value]) -> set[Value]:
-    """Those values and what is made of them, as far as it can be evaluated."""
-    waiting = list(values)
+    """Those values and what is made of them, the nearest first, as far as it can be evaluated and
+    is not far away: gradients of one layer go on into all others.
+    """
+    waiting = deque(values)
     found = set(waiting)
-    while waiting:
-        for user in graph.users.get(waiting.pop(), ()):
+    while waiting and len(found) < _NEAR:
+        for user in graph.users.get(waiting.popleft(), ()):
             if computable(user) and user.outputs[0] not in found:
                 found.add(user.outputs[0])
                 waiting.append(user.outputs[0])
