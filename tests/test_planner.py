@@ -28,6 +28,7 @@ from precir.planner import (
     read,
 )
 from precir.planner.box import Box, count
+from precir.planner.plan import RECIPES
 from precir.planner.quartet import QUARTET, QUEST_BITS
 
 KUMAR, SUN = LAWS.kumar, LAWS.sun
@@ -392,6 +393,14 @@ def test_bits_that_the_law_knows_to_diverge_are_refused() -> None:
     assert KUMAR.factor(3, activations=16, cache=16) > 0.5
     with pytest.raises(PlanError, match="keys and values in 2 bits"):
         KUMAR.factor(16, cache=2)
+
+
+def test_recipes_that_something_is_known_of_are_compared_too() -> None:
+    named = plan(compute=1e21, factors={"fp8-row": 0.9}, speedups={"16-mixed": 1.1})
+    found = {c.recipe: c for c in named.choices}
+    assert set(found) == {*RECIPES, "fp8-row", "16-mixed"}
+    assert (found["fp8-row"].speed, found["fp8-row"].factor) == (found["fp8"].speed, 0.9)
+    assert (found["16-mixed"].speed, found["16-mixed"].factor) == (1.1, found["bf16-mixed"].factor)
 
 
 @pytest.mark.parametrize(

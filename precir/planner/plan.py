@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from precir.errors import RecipeError
 from precir.planner.box import Box
 from precir.planner.errors import PlanError
 from precir.planner.kumar import Optimum
@@ -13,6 +14,7 @@ from precir.planner.laws import LAWS, Laws
 from precir.planner.quartet import Pair
 from precir.planner.reading import StepFacts, read
 from precir.program import Program
+from precir.recipe import recipe as find_recipe
 from precir.target.cards import Card
 from precir.target.cards import card as find_card
 
@@ -38,7 +40,15 @@ RECIPES: Final[Mapping[str, Numbers]] = {
     "bf16-mixed": Numbers(16, "bf16", "bf16"),
     "fp8": Numbers(8, "fp8", "E4M3"),
 }
+"""Those that every plan compares."""
 BASE: Final = "bf16-mixed"
+_FORMATS: Final[Mapping[str, Numbers]] = {
+    "float32": Numbers(32, "tf32", None),
+    "bfloat16": Numbers(16, "bf16", "bf16"),
+    "float16": Numbers(16, "bf16", "f16"),
+    "float8_e4m3fn": Numbers(8, "fp8", "E4M3"),
+    "float8_e5m2": Numbers(8, "fp8", "E5M2"),
+}
 
 
 @dataclass(frozen=True)
@@ -188,7 +198,7 @@ def plan(
       target: the card whose peak rates give each recipe's speed.
       speedups: measured ones over bf16-mixed, by recipe, in the place of the card's nominal ones.
       factors: measured N_eff / N by recipe (see `Kumar.measured_factor`), in the place of the
-        law's.
+        law's. Recipes that are named in one of the two are compared too.
       tolerance: the loss that quantisation after training may cost before it is called risky.
       laws: with other constants, `dataclasses.replace(LAWS, ...)`.
 
@@ -200,9 +210,10 @@ def plan(
     free = params is None and tokens is None
     n, d = _sizes(params, tokens, compute, laws)
     flops = 6 * n * d if compute is None else compute
-    speeds = _speeds(card, speedups or {})
-    eff = _factors(factors or {}, laws)
-    choices = [_choice(r, n, d, flops, free, speeds[r], eff[r], laws) for r in speeds]
+    numbers = _numbers("speedups", speedups or {}) | _numbers("factors", factors or {})
+    speeds = _speeds(card, numbers, speedups or {})
+    eff = {r: laws.kumar.factor(n.bits) for r, n in numbers.items()} | dict(factors or {})
+    choices = [_choice(r, numbers[r], n, d, flops, free, speeds[r], eff[r], laws) for r in speeds]
     kumar, sun = laws.kumar, laws.sun
     fast = speeds.get("fp8", 1.0)
     return Plan(
@@ -253,7 +264,7 @@ def plan_step(
     card, facts = find_card(target), read(program)
     total = tokens if tokens is not None else facts.tokens * (steps or 0)
     own: dict[str, float] = {}
-    if facts.recipe in RECIPES and facts.low_share and "fp8" in card.flops:
+    if facts.low_share and "fp8" in card.flops and numbers_of(facts.recipe):
         eight = card.flops["bf16"] / card.flops["fp8"]
         own[facts.recipe] = 1 / (1 - facts.low_share + facts.low_share * eight)
     found = plan(
@@ -290,24 +301,39 @@ def _sizes(
     return best.params, best.tokens
 
 
-def _speeds(card: Card, measured: Mapping[str, float]) -> dict[str, float]:
+def numbers_of(name: str) -> Numbers | None:
+    """What the products of a recipe multiply; None if precir has none of that name."""
+    try:
+        known = find_recipe(name)
+    except RecipeError:
+        return None
+    return _FORMATS[known.forward or known.compute]
+
+
+def _numbers(argument: str, measured: Mapping[str, float]) -> dict[str, Numbers]:
+    """What the recipes multiply that every plan compares, and those that something is known of."""
+    found = dict(RECIPES)
     for name, value in measured.items():
-        if name not in RECIPES or not value > 0:
-            raise PlanError(f"speedups: {name}={value}", fix=f"above 0, of {', '.join(RECIPES)}")
+        if not value > 0:
+            raise PlanError(f"{argument}: {name}={value}", fix="above 0")
+        known = numbers_of(name)
+        if known is None:
+            raise PlanError(f"{argument}: {name} is no recipe", fix="a name, as fp8-row")
+        found[name] = known
+    return found
+
+
+def _speeds(
+    card: Card, numbers: Mapping[str, Numbers], measured: Mapping[str, float]
+) -> dict[str, float]:
     base = card.flops[RECIPES[BASE].rate]
-    found = {r: card.flops[n.rate] / base for r, n in RECIPES.items() if n.rate in card.flops}
+    found = {r: card.flops[n.rate] / base for r, n in numbers.items() if n.rate in card.flops}
     return found | dict(measured) | {BASE: 1.0}
-
-
-def _factors(measured: Mapping[str, float], laws: Laws) -> dict[str, float]:
-    for name, value in measured.items():
-        if name not in RECIPES or not value > 0:
-            raise PlanError(f"factors: {name}={value}", fix=f"above 0, of {', '.join(RECIPES)}")
-    return {r: laws.kumar.factor(n.bits) for r, n in RECIPES.items()} | dict(measured)
 
 
 def _choice(
     recipe: str,
+    numbers: Numbers,
     n: float,
     d: float,
     flops: float,
@@ -326,7 +352,7 @@ def _choice(
         loss = law.loss(params, tokens, factor)
         asked, penalty = law.loss(n, d, factor), law.penalty(n, factor)
     notes = law.box.outside(params, tokens)
-    if RECIPES[recipe].layout and RECIPES[recipe].bits < 16:
+    if numbers.layout and numbers.bits < 16:
         notes = (*notes, "floating point and a quantised backward, where it knows integers forward")
     return Choice(recipe, speed, factor, params, tokens, loss, asked, penalty, notes)
 
