@@ -12,7 +12,7 @@ from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
 from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
 from precir.ops import norm_gradients
-from precir.ops.adam import ADAM
+from precir.ops.adam import ADAM, role
 from precir.ops.control import condition
 from precir.ops.fused import FUSED, suffixes
 from precir.ops.writing import ATOM, Hole, Template, literal_source
@@ -215,6 +215,9 @@ class FunctionWriter(LoopWriter):
             words = self.words(node.inputs[value.index])
             words = words[1:] or words  # without the argument that they are parts of
             return self.names.fresh("_".join(["new", *words[-2:]]))
+        for user in self.graph.users.get(value, ()) if not value.type.rank else ():
+            if user.op == ADAM:
+                return self.names.fresh(role(user, user.inputs.index(value)))
         part = module_part(node.scope)
         if node.op in FUSED:
             return self.names.fresh(self.fused_name(value, node, part))

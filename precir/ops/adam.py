@@ -17,7 +17,7 @@ from precir.ops.facts.context import Answer, Context
 from precir.ops.scales import laws
 from precir.ops.writing import Hole, Template, Writer
 
-__all__ = ["ADAM", "OPS", "SCALARS", "TENSORS", "result_types"]
+__all__ = ["ADAM", "OPS", "SCALARS", "TENSORS", "result_types", "role"]
 
 ADAM: Final = "adam_update"
 TENSORS: Final = ("weight", "first", "second", "gradient")
@@ -30,6 +30,12 @@ _DEFAULTS: Final = {"weight_decay": 0.0, "gradient_scale": 1.0}
 def result_types(operands: Sequence[Type]) -> list[Type]:
     """Of the results, from those of the operands."""
     return list(operands[:3])
+
+
+def role(node: Node, operand: int) -> str:
+    """What an operand is to the update; "" for a tensor."""
+    traced = [name for name in SCALARS if node.params[name] is None]
+    return traced[operand - len(TENSORS)] if operand >= len(TENSORS) else ""
 
 
 def _fact(node: Node, facts: Sequence[Fact], _: Context) -> Answer:
