@@ -92,7 +92,15 @@ def main() -> int:
         print(f"plug_in.py: error: the last run of {make} did not make {path}", file=sys.stderr)
         return 2
 
-    step = load_module(path).train_step  # jitted, and donates the state as the first run did
+    module = load_module(path)
+    if "Stored as ScaledArrays" in (module.__doc__ or ""):
+        print(
+            f"plug_in.py: error: {path} takes its state as precir's step.init stores it, in few "
+            "bits; init.npz is float32. Take a module whose recipe stores no state, as fp8",
+            file=sys.stderr,
+        )
+        return 2
+    step = module.train_step  # jitted, and donates the state as the first run did
     state = rebuild_state(arrays)
     equal = 0
     for number, (tokens, before) in enumerate(zip(batches, expected, strict=True), start=1):

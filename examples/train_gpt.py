@@ -309,7 +309,7 @@ def save_start(path: Path, state: State, batches: np.ndarray) -> None:
 def make_table(runs: list[Run]) -> Table:
     """Return one row for each recipe."""
     table = Table(caption=f"Losses in nats per byte. Step: median time, {runs[0].name} is 1.")
-    table.add_column("recipe")
+    table.add_column("recipe", no_wrap=True)
     for heading in ("train", "held out", "products in FP8", "residuals", "first call", "step"):
         table.add_column(heading, justify="right")
     for run in runs:
@@ -337,17 +337,18 @@ def plot(runs: list[Run], path: Path) -> None:
     """Draw the losses above, and below how far each recipe is from the first one."""
     from matplotlib.figure import Figure  # a figure of its own needs no display
 
-    colours = dict(zip(RECIPES, ("#222222", "#0072b2", "#d55e00"), strict=True))
+    # Told apart by the colour-blind too (Okabe and Ito).
+    colours = ("#222222", "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
     base = smooth(runs[0].losses)[1]
     figure = Figure(figsize=(9, 7), layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     for order, run in enumerate(runs):
-        colour, held_out = colours[run.name], np.array(list(run.held_out.items())).T
-        label, size = f"held out, {run.held_out_loss:.3f} at the end", 10 - 2.5 * order
+        colour, held_out = colours[order % len(colours)], np.array(list(run.held_out.items())).T
+        label, size = f"held out, {run.held_out_loss:.3f} at the end", max(10 - 2.5 * order, 2)
         middles, means = smooth(run.losses)
         # Curves that lie on one another all stay visible: the later, the thinner.
         top.plot(range(1, len(run.losses) + 1), run.losses, color=colour, lw=0.5, alpha=0.25)
-        top.plot(middles, means, color=colour, lw=3.4 - order, label=run.name)
+        top.plot(middles, means, color=colour, lw=max(3.4 - order, 0.8), label=run.name)
         top.plot(*held_out, "o", color=colour, mfc="w", ms=size, label=label)
         bottom.plot(middles, means - base, color=colour, lw=1.4)
     # The first steps fall from 5.5, far above all that is of interest.
@@ -393,7 +394,8 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, np.ndarray, list[str], Pa
     ):
         value = getattr(default, name)
         parser.add_argument(f"--{name}", type=type(value), default=value, help=f"{help} ({value})")
-    parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=RECIPES, metavar="RECIPE")
+    names = f"any that precir knows, or a file ({' '.join(RECIPES)})"
+    parser.add_argument("--recipes", nargs="+", default=RECIPES, metavar="RECIPE", help=names)
     parser.add_argument("--text", type=Path, help="a file to train on (Python's language help)")
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder to write to (out)")
     options = vars(parser.parse_args(argv))
@@ -403,6 +405,11 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, np.ndarray, list[str], Pa
     for name in ("layers", "width", "heads", "context", "batch", "steps", "lr"):
         if not options[name] > 0:
             parser.error(f"--{name} must be positive, not {options[name]}")
+    try:
+        for recipe in recipes:
+            precir.recipe(recipe)
+    except precir.errors.RecipeError as error:
+        parser.error(f"--recipes: {error.what}; {error.fix}")
     if config.width % config.heads:
         parser.error(f"--width {config.width} is not divisible by --heads {config.heads}")
     try:

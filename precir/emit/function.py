@@ -212,9 +212,10 @@ class FunctionWriter(LoopWriter):
             text = self.env.get(node.inputs[0], ("", 0))[0]
             return self.names.fresh(f"{text.removesuffix('_t')}_columns")
         if node.op == ADAM:
-            words = self.words(node.inputs[value.index])
-            words = words[1:] or words  # without the argument that they are parts of
-            return self.names.fresh("_".join(["new", *words[-2:]]))
+            words = self.words(node.inputs[0])
+            words = words[1:] or words  # without the argument that it is a part of
+            moment = ("", "first", "second")[value.index]
+            return self.names.fresh("_".join(filter(None, ["new", *words[-2:], moment])))
         for user in self.graph.users.get(value, ()) if not value.type.rank else ():
             if user.op == ADAM:
                 return self.names.fresh(role(user, user.inputs.index(value)))
