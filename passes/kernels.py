@@ -4,7 +4,8 @@ matrix and its transpose.
 A value that is quantised is looked at with all that reads it (`precir.passes.sinks`). Is it a norm
 or an activation of something (`fused_norm`, `fused_act`), the kernel computes it; and where a
 product sums over its rows, the transpose that this product reads is written in the same pass. What
-the kernel does not replace reads a wide copy that it writes too. The rules:
+the kernel does not replace reads a wide copy that it writes too. The gradients of norms, which are
+not quantised as they are computed, come first (`fused_gradients`). The rules:
 
 - the scale stays what the recipe says. Where it is measured on the value itself, or falls back to
   that, the kernel runs first without writing anything but the largest.
