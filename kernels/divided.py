@@ -134,6 +134,8 @@ def sharding_rule(
         if name is None or rule.pieces[name] <= 1:
             alone.append(f"w{len(alone)}")
             return alone[-1]
+        if name in rule.loose:  # arrays of one size are cut alike, and no other
+            return f"{letters[name]}s{size}"
         within = size // rule.pieces[name]
         if within == 1:
             return letters[name]

@@ -35,6 +35,8 @@ class Rule:
         a part each.
       agreed: those along which they agree on a few numbers, such as a largest magnitude.
       scatters: whether a device may keep no more than its part of the sum.
+      loose: factors that results follow operands in however they are cut, where the kernel itself
+        is cut by pieces.
     """
 
     operands: tuple[Names, ...]
@@ -43,6 +45,7 @@ class Rule:
     summed: tuple[Hashable, ...] = ()
     agreed: tuple[Hashable, ...] = ()
     scatters: bool = False
+    loose: tuple[Hashable, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,17 +102,23 @@ def decide(
     ]
     factors: dict[Hashable, Axes] = {}
     for axis in _in_order([cuts for _, _, cuts, _ in arrays]):
-        candidates = {
+        natural = {
             name: None
             for names, _, cuts, _ in arrays
             for name, axes in zip(names, cuts, strict=True)
             if axis in axes and name is not None
         }
-        costs = {
-            name: sum(_moved(axis, sizes, name in rule.summed, name, *array) for array in arrays)
-            for name in candidates
-            if _divides(rule, factors, name, axis, sizes)
-        }
+        # What cannot stay as it is cut is cut otherwise rather than collected.
+        for candidates in (natural, rule.pieces):
+            costs = {
+                name: sum(
+                    _moved(axis, sizes, name in rule.summed, name, *array) for array in arrays
+                )
+                for name in candidates
+                if _divides(rule, factors, name, axis, sizes)
+            }
+            if costs:
+                break
         if costs:
             best = min(costs, key=lambda name: costs[name])
             factors[best] = (*factors.get(best, ()), axis)

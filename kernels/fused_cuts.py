@@ -71,7 +71,9 @@ def activation_gradients(
 
 
 def adam(*shapes: Shape, sizes: tuple[int, ...]) -> Rule:
-    """Of ``precir_adam_update``: blocks stay whole, and what is under one scale agrees on it."""
+    """Of ``precir_adam_update``: blocks stay whole, and what is under one scale agrees on it. The
+    new state lies as the old did, though that divides blocks.
+    """
     (examples, rows, columns), *_ = shapes
     pieces: dict[Hashable, int] = {_EXAMPLES: examples, _ROWS: rows, _COLUMNS: columns}
     data = _EXAMPLES, _ROWS, _COLUMNS
@@ -87,7 +89,8 @@ def adam(*shapes: Shape, sizes: tuple[int, ...]) -> Rule:
     hyper, given = shapes[-2:]
     each = [(_EXAMPLES if shape[0] == examples else None, None) for shape in (hyper, given)]
     results = *operands[:6], (_EXAMPLES, None)
-    return Rule((*operands, *each), results, pieces, agreed=(_ROWS, _COLUMNS) if one else ())
+    agreed = (_ROWS, _COLUMNS) if one else ()
+    return Rule((*operands, *each), results, pieces, agreed=agreed, loose=(_COLUMNS,))
 
 
 def _scales(shape: Shape) -> Names:
