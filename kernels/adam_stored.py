@@ -74,7 +74,7 @@ def stored(name: str, x: ScaledArray | ArrayLike, shape: tuple[int, ...]) -> Sto
     if not x.block:
         return Stored(data, scale, (), 0, scale.shape)
     block = full_block(x.block, len(shape))
-    if all(b >= n for b, n in zip(block, shape, strict=True)):
+    if scale.size == 1 and all(b >= n for b, n in zip(block, shape, strict=True)):
         return Stored(data, scale, x.block, 0, ())
     if all(b == 1 for b in block[:-1]):
         return Stored(data, scale, x.block, block[-1], None)
@@ -101,7 +101,8 @@ def proved_scales(
             "a scale proved from the last step needs a bound of the gradient",
             fix="pass gradient_amax",
         )
-    _, b1, rest1, b2, rest2, *_ = hyper
+    _, b1, rest1, b2, rest2, *_, times = hyper
+    g = g * jnp.abs(times)
     bounds = [
         HEADROOM * w,
         b1 * (first.bound(m) if first.lead is not None else m) + rest1 * g,
