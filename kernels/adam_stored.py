@@ -17,8 +17,8 @@ from precir.scaled import ScaledArray, full_block
 
 HEADROOM: Final = 4.0  # what a weight under a scale of the last step may grow by
 
-_NARROW: Final = frozenset({E4M3.dtype, E5M2.dtype, F16.dtype})
-_GRADIENTS: Final = frozenset({"float32", "bfloat16", "float16"})
+NARROW: Final = (E4M3.name, E5M2.name, F16.name)
+GRADIENTS: Final = ("float32", "bfloat16", "float16")
 
 
 class UpdateError(PrecirError, TypeError):
@@ -65,11 +65,11 @@ def stored(name: str, x: ScaledArray | ArrayLike, shape: tuple[int, ...]) -> Sto
         raise UpdateError(f"{name} is not of the weight's shape, {shape}")
     if not isinstance(x, ScaledArray):
         x = jnp.asarray(x)
-        if x.dtype.name not in (_GRADIENTS if name == "gradient" else {"float32"}):
+        if x.dtype.name not in (GRADIENTS if name == "gradient" else {"float32"}):
             raise UpdateError(f"{name} cannot be a plain {x.dtype}", fix="quantize it, or float32")
         return Stored(x, None, (), 0, None)
     data, scale = jnp.asarray(x.data), jnp.asarray(x.scale)
-    if data.dtype not in _NARROW:
+    if data.dtype.name not in NARROW:
         raise UpdateError(f"{name} is stored in E4M3, E5M2 or float16, not {data.dtype}")
     if not x.block:
         return Stored(data, scale, (), 0, scale.shape)
