@@ -1,8 +1,9 @@
 """What numbers an update of AdamW has, from what it computes.
 
 Three new tensors are functions of three stored ones and a gradient, element by element, and of
-scalars, by sums, products, quotients and roots alone: what compares may do something else where no
-sample is. Probes, each a gradient, a moment or a weight of one and nothing else, tell the numbers in
+scalars, by sums, products, quotients and powers alone: what compares may do something else where no
+sample is. Probes, each a gradient, a moment or a weight of one and nothing else, tell the numbers
+in
 
     m' = r1 g + b1 m,   v' = r2 g^2 + b2 v,   w' = w - lr (m' c1 / (sqrt(v' c2) + eps) + decay w)
 
