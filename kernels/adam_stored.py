@@ -17,8 +17,8 @@ from precir.scaled import ScaledArray, full_block
 
 HEADROOM: Final = 4.0  # what a weight under a scale of the last step may grow by
 
-_NARROW: Final = frozenset({E4M3.dtype, E5M2.dtype, F16.dtype})
-_GRADIENTS: Final = frozenset({"float32", "bfloat16", "float16"})
+NARROW: Final = (E4M3.name, E5M2.name, F16.name)
+GRADIENTS: Final = ("float32", "bfloat16", "float16")
 
 
 class UpdateError(PrecirError, TypeError):
@@ -65,16 +65,16 @@ def stored(name: str, x: ScaledArray | ArrayLike, shape: tuple[int, ...]) -> Sto
         raise UpdateError(f"{name} is not of the weight's shape, {shape}")
     if not isinstance(x, ScaledArray):
         x = jnp.asarray(x)
-        if x.dtype.name not in (_GRADIENTS if name == "gradient" else {"float32"}):
+        if x.dtype.name not in (GRADIENTS if name == "gradient" else {"float32"}):
             raise UpdateError(f"{name} cannot be a plain {x.dtype}", fix="quantize it, or float32")
         return Stored(x, None, (), 0, None)
     data, scale = jnp.asarray(x.data), jnp.asarray(x.scale)
-    if data.dtype not in _NARROW:
+    if data.dtype.name not in NARROW:
         raise UpdateError(f"{name} is stored in E4M3, E5M2 or float16, not {data.dtype}")
     if not x.block:
         return Stored(data, scale, (), 0, scale.shape)
     block = full_block(x.block, len(shape))
-    if all(b >= n for b, n in zip(block, shape, strict=True)):
+    if scale.size == 1 and all(b >= n for b, n in zip(block, shape, strict=True)):
         return Stored(data, scale, x.block, 0, ())
     if all(b == 1 for b in block[:-1]):
         return Stored(data, scale, x.block, block[-1], None)
@@ -101,7 +101,8 @@ def proved_scales(
             "a scale proved from the last step needs a bound of the gradient",
             fix="pass gradient_amax",
         )
-    _, b1, rest1, b2, rest2, *_ = hyper
+    _, b1, rest1, b2, rest2, *_, times = hyper
+    g = g * jnp.abs(times)
     bounds = [
         HEADROOM * w,
         b1 * (first.bound(m) if first.lead is not None else m) + rest1 * g,

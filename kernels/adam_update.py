@@ -46,7 +46,7 @@ from precir.scaled import ScaledArray
 
 TILE: Final = 2048  # elements of a program
 WARPS: Final = 8
-HYPERS: Final = 9
+HYPERS: Final = 10  # as `_reference` names them
 
 
 class Updated(NamedTuple):
@@ -87,7 +87,7 @@ def adam_update(
     number of this step, from 1; with ``lr`` and the other scalars it may be traced. Adam without
     weight decay is a ``weight_decay`` of 0. ``corrections`` are what the moments are divided by, in
     the place of ``count``: 1 - b1^t and 1 - b2^t as the caller has them. ``gradient_scale`` is what
-    the gradient is multiplied by, as where it is clipped; it costs no further read.
+    the gradient is multiplied by first, as where it is clipped; it costs no further read.
 
     ``last`` is the ``amax`` of the step before: then one read suffices. The new moments' scales are
     proved: |m'| <= b1 amax(m) + (1 - b1) amax(g) with rounding to spare, and the second's likewise.
@@ -121,9 +121,9 @@ def adam_update(
     # What is constant is computed as optax does: in Python's numbers, then rounded.
     if count is not None:
         corrections = 1 - b1**count, 1 - b2**count
-    rest1, rest2 = (1 - b1) * gradient_scale, (1 - b2) * gradient_scale**2
-    scalars = [-jnp.asarray(lr, np.float32), b1, rest1, b2, rest2, eps, weight_decay]
+    scalars = [-jnp.asarray(lr, np.float32), b1, 1 - b1, b2, 1 - b2, eps, weight_decay]
     scalars += [1 / jnp.asarray(c, np.float32) for c in corrections or ()]
+    scalars.append(gradient_scale)
     hyper = jnp.stack([jnp.asarray(s, np.float32) for s in scalars])
     scales = jnp.zeros((0, 3), np.float32)
     if last is not None:
@@ -145,7 +145,7 @@ def adam_update(
 
 # --- on [examples, rows, columns]: each tensor, then its scales: [0] for none, [examples] for one,
 # [examples, rows, groups] where ``sizes`` says how many columns a group has. Then the scalars,
-# [1 or examples, 9], and the new scales, [examples, 3], or [0, 3] where they are to be found.
+# [1 or examples, 10], and the new scales, [examples, 3], or [0, 3] where they are to be found.
 
 
 def _reference(*operands: Array, sizes: tuple[int, ...], across: tuple[str, ...] = ()) -> Results:
@@ -153,13 +153,14 @@ def _reference(*operands: Array, sizes: tuple[int, ...], across: tuple[str, ...]
     scales for all of a tensor reach across.
     """
     *tensors, hyper, given = operands
-    neg_lr, b1, rest1, b2, rest2, eps, decay, c1, c2 = (
+    neg_lr, b1, rest1, b2, rest2, eps, decay, c1, c2, times = (
         hyper[:, i].reshape(-1, 1, 1) for i in range(HYPERS)
     )
     w, m, v, g = (
         _wide(data, scale, size)
         for data, scale, size in zip(tensors[::2], tensors[1::2], sizes, strict=True)
     )
+    g = times * g  # before its square, which may leave float32
     m = rest1 * g + b1 * m
     v = rest2 * (g * g) + b2 * v
     step = (m * c1) / (lax.sqrt(v * c2) + eps)

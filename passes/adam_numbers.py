@@ -1,7 +1,9 @@
 """What numbers an update of AdamW has, from what it computes.
 
 Three new tensors are functions of three stored ones and a gradient, element by element, and of
-scalars. Probes, each a gradient, a moment or a weight of one and nothing else, tell the numbers in
+scalars, by sums, products, quotients and powers alone: what compares may do something else where no
+sample is. Probes, each a gradient, a moment or a weight of one and nothing else, tell the numbers
+in
 
     m' = r1 g + b1 m,   v' = r2 g^2 + b2 v,   w' = w - lr (m' c1 / (sqrt(v' c2) + eps) + decay w)
 
@@ -21,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from precir.ir import Value
+from precir.ir import Node, Value
 from precir.passes.samples import Array, Samples, Unknown
 
 _WITHIN: Final = 1e-5
@@ -46,11 +48,24 @@ class Factor:
         return self.number * math.prod(scalars[v] ** p for v, p in self.powers.items())
 
 
+# By what tensors are made of tensors. (A constant that is added is seen at the size it has.)
+_SMOOTH: Final = frozenset({
+    "add", "add_any", "sub", "mul", "div", "neg", "square", "sqrt", "rsqrt", "integer_pow",
+    "pow", "one_minus_square", "convert_element_type", "cast", "copy", "stop_gradient",
+    "broadcast_in_dim",
+})  # fmt: skip
+
+
+def _smooth(node: Node) -> bool:
+    inside = all(_smooth(n) for region in node.regions for n in region)
+    return inside and (bool(node.regions) or node.op in _SMOOTH)
+
+
 class _Run:
     """The new weight and moments as functions of tensors, `leaves`, and of `scalars`."""
 
     def __init__(self, new: Sequence[Value], leaves: Sequence[Value]) -> None:
-        """Raises `Unknown` where it depends on something else."""
+        """Raises `Unknown` where it depends on something else, or compares."""
         self.new, self.leaves = new, leaves
         self.size = (1,) * (leaves[0].type.rank - 1) + (-1,)
         self.scalars: list[Value] = []
@@ -62,7 +77,7 @@ class _Run:
             met.add(v)
             if not v.type.rank:
                 self.scalars.append(v)
-            elif v.node is None:
+            elif v.node is None or not _smooth(v.node):
                 raise Unknown
             else:
                 waiting += [o for o in v.node.inputs if isinstance(o, Value)]
@@ -132,20 +147,24 @@ def _products(run: _Run) -> dict[str, Factor] | None:
     def of(name: str) -> Factor:
         return factor(base[parts[name]], {v: p[parts[name]] for v, p in powers.items()})
 
-    eps = base[parts["by root"]] / base[parts["by eps"]]
     by_eps, by_root = parts["by eps"], parts["by root"]
-    rate = factor(base[by_root], {v: p[by_eps] for v, p in powers.items()})
-    second = factor(1.0, {v: 2 * (p[by_eps] - p[by_root]) for v, p in powers.items()})
+    # A step that it changes where v is small alone is one that it is added to v's root of.
+    added = {v: -p[by_eps] for v, p in powers.items() if p[by_eps] and not p[by_root]}
+    eps = factor(base[by_root] / base[by_eps], added)
+    rest = {v: p for v, p in powers.items() if v not in added}
+    rate = factor(base[by_root], {v: p[by_eps] for v, p in rest.items()})
+    second = factor(1.0, {v: 2 * (p[by_eps] - p[by_root]) for v, p in rest.items()})
     first = Factor(1.0, {v: -1 for v, p in rate.powers.items() if p == -1})
     lr, decay = rate / first, of("decay")
     b1, b2, one_ = of("b1"), of("b2"), Factor(1.0, {})
-    if b1.powers or b2.powers:
+    of_w = _shortened(decay / lr) if decay.number else Factor(0.0, {})
+    # A decay that is not a multiple of the rate has no number where the rate is zero.
+    if b1.powers or b2.powers or any(p < 0 for p in of_w.powers.values()):
         return None
     scale = of("rest1") / Factor(1 - b1.number, {})
     return {
-        "lr": lr, "b1": b1, "b2": b2, "eps": Factor(_short(eps), {}),
-        "weight_decay": _shortened(decay / lr) if decay.number else Factor(0.0, {}),
-        "gradient_scale": _shortened(scale),
+        "lr": lr, "b1": b1, "b2": b2, "eps": eps,
+        "weight_decay": of_w, "gradient_scale": _shortened(scale),
         "correction_1": one_ / first, "correction_2": one_ / second,
     }  # fmt: skip
 
@@ -160,9 +179,14 @@ def _short(number: float) -> float:
 
 
 def _samples() -> Array:
-    """Of weight, moments and gradient. A fixed choice, for compilation is deterministic."""
+    """Of weight, moments and gradient: as they come, and then as moments of a gradient of each size
+    that float32 has, where what is added to one of them is seen. A fixed choice, for compilation is
+    deterministic.
+    """
     random = np.random.default_rng(21)
-    rows: Array = 2.0 ** random.uniform(-24, 24, (4, 48))
+    apart = random.uniform(-24, 24, (4, 48))
+    sizes = np.linspace(-60, 60, 96) * np.array([[1], [1], [2], [1]])
+    rows: Array = 2.0 ** np.hstack([apart, sizes + random.uniform(-4, 4, sizes.shape)])
     rows *= random.choice([-1.0, 1.0], rows.shape)
     rows[2] = np.abs(rows[2])
     rows[0, ::2] = 0  # where the step alone is seen
@@ -176,16 +200,18 @@ _SAMPLES: Final = _samples()
 def _fits(run: _Run, factors: Mapping[str, Factor]) -> bool:
     random = np.random.default_rng(22)
     w, m, v, g = _SAMPLES
-    for _ in range(3):
-        given = {v: random.uniform(0.2, 1.0) for v in run.scalars}
+    for most in (1, 40, 40):
+        given = {v: 2.0 ** random.uniform(-most, most) for v in run.scalars}
         lr, b1, b2, eps, decay, scale, c1, c2 = (f.at(given) for f in factors.values())
         first, second = [(1 - b1) * scale * g, b1 * m], [(1 - b2) * (scale * g) ** 2, b2 * v]
         m_, v_ = sum(first), sum(second)
         step = m_ / c1 / (np.sqrt(v_ / c2) + eps)
         expected = w - lr * (step + decay * w), m_, v_
-        most = np.abs(first[0]) + np.abs(first[1])
+        both = np.abs(first[0]) + np.abs(first[1])
         slack = (
-            np.abs(w) + abs(lr) * most / abs(c1) / (np.sqrt(v_ / c2) + eps), most, np.abs(v_)
+            np.abs(w) * (1 + abs(lr * decay)) + abs(lr / c1) * both / (np.sqrt(v_ / c2) + eps),
+            both,
+            np.abs(v_),
         )  # fmt: skip
         for found, right, size in zip(run(_SAMPLES, given), expected, slack, strict=True):
             if not np.all(np.abs(found - right) <= _WITHIN * size):

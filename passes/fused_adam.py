@@ -12,13 +12,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from precir.ir import Graph, Literal, Node, Operand, Value
+from precir.kernels.adam_stored import GRADIENTS, NARROW
 from precir.passes.adam_numbers import Factor, adam_factors
-from precir.passes.samples import Array, Samples, Unknown, elementwise
+from precir.passes.samples import elementwise
 
 _MOST: Final = 200  # nodes of one update
 
@@ -72,10 +71,11 @@ def find_adams(graph: Graph, position: Mapping[Node, int]) -> Iterator[Adam | tu
             kept.setdefault(o, [])
     for value, nodes in list(kept.items()):
         cone = cone_of(value)
-        moments = [] if cone is None else [
-            v for node in cone.inside for v in node.outputs if v in kept and v is not value
-        ]  # fmt: skip
-        if cone is None or len(moments) != 2:
+        if cone is None:
+            continue
+        made = {v for node in cone.inside for v in node.outputs}
+        moments = [v for v in kept if v in made and v is not value]
+        if len(moments) != 2:
             continue
         found = _adam(graph, position, kept, value, cone, moments)
         if isinstance(found, Adam):
@@ -132,8 +132,8 @@ def _adam(
         if len(shared) != 1 or any(len(s) != 1 for s in own):
             continue
         (gradient,), (old_first,), (old_second,), (old_weight,) = shared, *own
-        inside = _between(gradient, one, position) & _between(gradient, two, position)
-        scaled = max(inside, key=lambda v: -1 if v.node is None else position[v.node])
+        both = _between(gradient, one, position) & _between(gradient, two, position)
+        scaled = max(both, key=lambda v: -1 if v.node is None else position[v.node])
         scaling = cone_of(scaled)
         if scaling is None:
             continue
@@ -141,12 +141,13 @@ def _adam(
         factors = adam_factors(new, (*old, scaled))
         if factors is None:
             continue
-        read, steps = gradient, _multiplies(scaled, gradient, scaling, position)
-        if steps is None:
+        read, steps = gradient, _multiplies(gradient, scaling, position)
+        if steps is None or gradient.type.dtype not in GRADIENTS:
             steps, read = (), scaled
         nodes = tuple(next(iter(kept[v]), None) for v in new)
         stored = tuple(map(as_stored, old))
-        wrong = _misplaced(graph, nodes, kept, new, stored, cone.inside - scaling.inside)
+        inside = cone.inside - scaling.inside
+        wrong = _misplaced(graph, position, nodes, kept, new, stored, inside)
         return wrong or Adam(stored, nodes, new, gradient, read, steps, scaled, factors)
     return "it is not AdamW's, or its numbers are not products of scalars"
 
@@ -172,6 +173,7 @@ def _between(gradient: Value, cone: Cone, position: Mapping[Node, int]) -> set[V
 
 def _misplaced(
     graph: Graph,
+    position: Mapping[Node, int],
     nodes: Sequence[Node | None],
     kept: Mapping[Value, list[Node]],
     new: Sequence[Value],
@@ -182,15 +184,18 @@ def _misplaced(
     for node, value, old in zip(nodes, new, stored, strict=True):
         if len(kept[value]) > 1 or (node.outputs[0].type if node else value.type) != old.type:
             return "it is not stored as it came"
+        if old.type.scale is not None and old.type.dtype not in NARROW:
+            return f"the kernel stores no {old.type.dtype}"
     if all(old.type.scale is None for old in stored):
         return "nothing of it is narrow"
     known = {*nodes, *inside}
-    plain = {v for v, node in zip(new, nodes, strict=True) if node is None}
-    for node in inside:
+    results = {v for v, node in zip(new, nodes, strict=True) if node is None}
+    for node in sorted(inside, key=lambda n: position[n]):
         v = node.outputs[0]
-        if v in plain or not any(_tensor(o) for o in node.inputs):
+        # What reads a new moment may make what the kernel reads, as a rate; of a weight it cannot.
+        if not any(_tensor(o) for o in node.inputs) or (v in results and v is new[0]):
             continue
-        if v in graph.outputs:
+        if v in graph.outputs and v not in results:
             return "what it computes is a result as well"
         if any(user not in known for user in graph.users.get(v, ())):
             return "what it computes is read elsewhere"
@@ -213,28 +218,27 @@ def _tensor(operand: Operand) -> bool:
 
 
 def _multiplies(
-    scaled: Value, gradient: Value, cone: Cone, position: Mapping[Node, int]
+    gradient: Value, cone: Cone, position: Mapping[Node, int]
 ) -> tuple[Node, ...] | None:
-    """The nodes from the gradient to what is a multiple of it, None where that is not so."""
-    random = np.random.default_rng(23)
-    points = 2.0 ** random.uniform(-20, 20, 16) * random.choice([-1.0, 1.0], 16)
-    points[0] = 1.0
-    size = (1,) * (gradient.type.rank - 1) + (-1,)
+    """The nodes from the gradient to what they multiply it to, by numbers that are not made of it;
+    None where they do something else, if only to an infinity: a zero in its place is no multiple.
+    """
     if any(node.regions for node in cone.inside):
         return None
-    for _ in range(4):
-        given: dict[Value, Array] = {gradient: points.reshape(size)}
-        for v in sorted(cone.scalars, key=_place(position)):
-            chance = random.integers(2) if v.type.dtype == "bool" else random.uniform(0.2, 4)
-            given[v] = np.asarray(chance, bool if v.type.dtype == "bool" else float)
-        try:
-            found = np.broadcast_to(Samples(given).of(scaled), given[gradient].shape).reshape(-1)
-        except Unknown:
+    nodes = tuple(sorted(cone.inside, key=lambda n: position[n]))
+    made = {gradient}
+    for node in nodes:
+        of_it = [o in made for o in node.inputs]
+        if not any(of_it):
+            continue
+        if not {
+            "mul": of_it.count(True) == 1,
+            "div": of_it == [True, False],
+            "select_n": of_it == [False, True, True],
+        }.get(node.op, node.op in _AS_IT_IS):
             return None
-        if not np.allclose(found, found[0] * points, rtol=1e-9, atol=0):
-            return None
-    return tuple(sorted(cone.inside, key=lambda n: position[n]))
+        made.update(node.outputs)
+    return nodes
 
 
-def _place(position: Mapping[Node, int]) -> Any:
-    return lambda v: -1 if v.node is None else position.get(v.node, -1)
+_AS_IT_IS: Final = ("neg", "copy", "convert_element_type", "cast", "broadcast_in_dim")

@@ -129,7 +129,7 @@ class _Builder:
             kind = Type((), node.outputs[0].type.dtype)
             first = inputs[0]
             if node.op == "broadcast_in_dim" or (
-                node.op == "convert_element_type" and isinstance(first, Literal)
+                node.op in ("convert_element_type", "cast") and isinstance(first, Literal)
             ):
                 made = Literal(first.value, kind) if isinstance(first, Literal) else first
             elif node.op == "mul":

@@ -231,7 +231,7 @@ def test_updates_in_parts(size, spec):
     formats = jnp.float16, E4M3, E5M2, E4M3
     stored = [quantize(x, f, block=block) for x, f in zip((w, m, m * m, g), formats, strict=True)]
     scales = [s.scale if size else s.scale.reshape(2) for s in stored]
-    hyper = jnp.array([[-1e-2, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.1, 2.0, 30.0]])
+    hyper = jnp.array([[-1e-2, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.1, 2.0, 30.0, 1.0]])
     operands = [*(a for s, n in zip(stored, scales, strict=True) for a in (s.data, n)), hyper]
     lies = [spec, spec if size else P()] * 4
     operands, specs = [*operands, jnp.zeros((0, 3))], [*lies, P(), P()]

@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 import precir
 from precir.ops.adam import ADAM
+from precir.recipe import Store
 from precir.scaled import ScaledArray
 
 RECIPES = ("fp8-lm-o2", "fp8-lm-block")
@@ -132,7 +133,7 @@ def assert_alike(fused, plain):
         if isinstance(a, ScaledArray):
             np.testing.assert_array_equal(a.scale, b.scale)
             wide = [np.asarray(t.unscale()) for t in (a, b)]
-            apart = ~np.isclose(*wide, rtol=1e-5, atol=1e-9)
+            apart = ~np.isclose(*wide, rtol=1e-5, atol=1e-9, equal_nan=True)
             assert apart.mean() < 2e-3
             np.testing.assert_allclose(*wide, rtol=0.26, atol=float(np.max(a.scale)) * 2.0**-9)
         else:
@@ -196,6 +197,116 @@ def test_on_a_gpu_new_state_lies_where_the_old_did():
     assert "Triton adam_write" in {k.name for k in eight.kernels}
     assert eight.argument < fused.argument / 7
     assert sum(c.bytes for c in eight.collectives) < 8 * 2 * 2048 * 2048
+
+
+# --- where samples are not ------------------------------------------------------------------------
+
+STATE = precir.recipe(
+    "float32",
+    weight=Store("float16"),
+    first_moment=Store("float8_e4m3fn"),
+    second_moment=Store("float16"),
+)
+
+
+def formula(w, m, v, g, t, rate=1e-2, root=0.0, eps=1e-8, decay=0.0):
+    m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+    step = (m / (1 - 0.9**t)) / (jnp.sqrt(v / (1 - 0.99**t) + root) + eps)
+    return w - rate * (step + decay * w), m, v
+
+
+def kept_where_not_finite(w, *args):
+    new, m, v = formula(w, *args)
+    return jax.lax.select(jnp.isfinite(new), new, w), m, v
+
+
+def slow_at_first(w, m, v, g, t):
+    new, m, v = formula(w, m, v, g, t)
+    return w + (new - w) * jnp.where(jnp.full(w.shape, t) < 10, 0.1, 1.0), m, v
+
+
+def decayed_apart(w, m, v, g, t):
+    new, m, v = formula(w, m, v, g, t, rate=1e-2 * (t - 21))
+    return new - 1e-3 * w, m, v
+
+
+def by_norm(w, m, v, g, t):
+    return formula(w, m, v, g / jnp.sqrt(jnp.sum(g * g)), t)
+
+
+def guarded(w, m, v, g, t):
+    return formula(w, m, v, jnp.where(jnp.isfinite(jnp.sum(g)), g, 0), t)
+
+
+def capped(w, m, v, g, t):
+    return formula(w, m, v, jax.lax.clamp(jnp.float32(-1e9), g, jnp.float32(1e9)), t)
+
+
+def rate_of_moment(w, m, v, g, t):
+    m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+    return w - 1e-2 / jnp.max(jnp.abs(m)) * m / (jnp.sqrt(v) + 1e-8), m, v
+
+
+# How large gradients are, whether one is infinite, and whether there is a kernel.
+ODD: dict[str, tuple[Any, float, bool, bool]] = {
+    "added under a small root": (partial(formula, root=1e-20, eps=1e-12), 1e-10, False, False),
+    "kept where not finite": (kept_where_not_finite, 1, True, False),
+    "slow at first": (slow_at_first, 1, False, False),
+    "decay apart from a rate of zero": (decayed_apart, 1, False, False),
+    "a norm past float32": (by_norm, 1e20, False, True),
+    "a norm of nothing": (by_norm, 1e-25, False, True),
+    "none where not finite": (guarded, 1, True, True),
+    "capped at what is huge": (capped, 1e10, False, True),
+    "a rate of the new moment": (rate_of_moment, 1, False, False),
+}
+
+
+def on_gradients(update, state, g, **changes):
+    def step(state, g):
+        w, m, v, count, *rest = state
+        count = count + 1
+        g = jax.grad(lambda w: jnp.sum(w * g.astype(jnp.float32)))(w)
+        w, m, v = update(w, m, v, g, count.astype(jnp.float32), *rest)
+        return (w, m, v, count, *rest), count
+
+    both = [
+        precir.compile(step, recipe=STATE.replace(kernels=k, **changes)) for k in ("fused", "plain")
+    ]
+    args = both[0].init(state, g)
+    assert_alike(*(s(*args) for s in both))
+    return updates(both[0], *args)
+
+
+def given(size=1.0):
+    w, m, v, g = (jax.random.normal(jax.random.key(i), (64, 128)) for i in range(4))
+    return (w / 8, size * m / 8, (size * v / 8) ** 2, jnp.int32(20)), size * g
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_where_samples_are_not(name):
+    update, size, infinite, used = ODD[name]
+    state, g = given(size)
+    g = g.at[0, 0].set(jnp.inf) if infinite else g
+    assert bool(on_gradients(update, state, g)) == used
+
+
+def test_a_rate_of_a_new_moment_that_stays_wide():
+    assert not on_gradients(rate_of_moment, *given(), first_moment=None)
+
+
+@pytest.mark.parametrize("eps", [0.0, 1e-22])
+def test_eps_of_the_program(eps):
+    state, g = given()
+    traced = lambda *args: formula(*args[:5], eps=args[5])  # noqa: E731
+    (node,) = on_gradients(traced, (*state, jnp.float32(eps)), g)
+    assert node.params["eps"] is None
+
+
+def test_formats_that_the_kernel_has_not():
+    state, g = given()
+    for dtype in (jnp.int8, jnp.float8_e4m3fn):
+        on_gradients(formula, state, (9 * g).astype(dtype))
+    assert not on_gradients(formula, state, g, first_moment=Store("bfloat16"))
 
 
 # --- what is left as it is ------------------------------------------------------------------------

@@ -51,8 +51,9 @@ def adam_amax(
     """
     example, down, across = tile_of_program(M, N, TALL, WIDE)
     top, left = down * TALL, across * WIDE
-    hyper += (example if HYPERS > 1 else 0) * 9
+    hyper += (example if HYPERS > 1 else 0) * 10
     g = _load(gradient, gradient_scale, example, top, left, M, N, TALL, WIDE, GRADIENT)
+    g = flushed(g * tl.load(hyper + 9))
     w, m, v = g, g, g
     if FIRST == ONE or WEIGHT == ONE:
         m = _load(first, first_scale, example, top, left, M, N, TALL, WIDE, FIRST)
@@ -106,8 +107,9 @@ def adam_write(
     """
     example, down, across = tile_of_program(M, N, TALL, WIDE)
     top, left = down * TALL, across * WIDE
-    hyper += (example if HYPERS > 1 else 0) * 9
+    hyper += (example if HYPERS > 1 else 0) * 10
     g = _load(gradient, gradient_scale, example, top, left, M, N, TALL, WIDE, GRADIENT)
+    g = flushed(g * tl.load(hyper + 9))
     m = _load(first, first_scale, example, top, left, M, N, TALL, WIDE, FIRST)
     m = _new_first(m, g, hyper)
     v = _load(second, second_scale, example, top, left, M, N, TALL, WIDE, SECOND)
@@ -146,8 +148,8 @@ def _new_second(v, g, hyper):
 
 @triton.jit
 def _new_weight(w, m, v, hyper):
-    """``hyper``: -lr, b1, 1 - b1, b2, 1 - b2, eps, weight decay, and the
-    reciprocals of both bias corrections.
+    """``hyper``: -lr, b1, 1 - b1, b2, 1 - b2, eps, weight decay, the reciprocals of both bias
+    corrections, and what the gradient is multiplied by.
     """
     root = tl.sqrt_rn(v * tl.load(hyper + 8))
     step = tl.div_rn(m * tl.load(hyper + 7), root + tl.load(hyper + 5))
