@@ -247,7 +247,7 @@ def test_updates_of_state_whose_blocks_devices_divide():
     """Eight devices cut 96 columns, which are three blocks: rows are cut instead, and back."""
     spec, x = P(None, None, ("a", "b")), jax.random.normal(jax.random.key(0), (2, 64, 96))
     stored = [quantize(n, E4M3, block=(1, 1, 32)) for n in (x, x, x * x, x)]
-    hyper = jnp.array([[-1e-2, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.1, 2.0, 30.0]])
+    hyper = jnp.array([[-1e-2, 0.9, 0.1, 0.999, 0.001, 1e-8, 0.1, 2.0, 30.0, 0.5]])
     operands = [*(a for s in stored for a in (s.data, s.scale)), hyper, jnp.zeros((0, 3))]
     specs = [*[spec, P()] * 4, P(), P()]
     found, expected, text = on_devices(adam_p, operands, specs, sizes=(32,) * 4)
