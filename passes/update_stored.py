@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from precir.ir import Graph, Literal, Node, Operand, Type, Value
 from precir.ops.adam import ADAM, SCALARS
 from precir.passes.adam_numbers import Factor
@@ -149,6 +151,7 @@ class _Builder:
     ) -> Operand:
         """A node on scalars, once for all that want the same."""
         params = {} if like is None else dict(like.params)
+        inputs = tuple(map(_rounded, inputs))
         kind = _SCALAR if like is None else Type((), like.outputs[0].type.dtype)
         key = op, inputs, repr(params), kind
         if key not in self.made:
@@ -164,6 +167,13 @@ class _Builder:
         ordered, outputs = in_order(nodes, self.now, graph.outputs)
         assert len(ordered) == len(nodes), "an update needs what is made of its result"
         return drop_dead(graph.with_(nodes=tuple(ordered), outputs=tuple(outputs)))
+
+
+def _rounded(operand: Operand) -> Operand:
+    """As a node reads it: a number that a parameter of the kernel has need not be float32's."""
+    if isinstance(operand, Literal) and operand.type == _SCALAR:
+        return Literal(float(np.float32(operand.value.real)), _SCALAR)
+    return operand
 
 
 def _source(value: Value) -> tuple[Value, float]:

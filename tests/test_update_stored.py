@@ -230,6 +230,12 @@ def decayed_apart(w, m, v, g, t):
     return new - 1e-3 * w, m, v
 
 
+def in_parts(w, m, v, g, t):
+    g = 0.3 * (t * g)
+    m, v = 0.9 * m + 0.1 * g, 0.99 * v + 0.01 * g * g
+    return w - 1e-3 * (t * m) / (jnp.sqrt(v) + 1e-8), m, v
+
+
 def by_norm(w, m, v, g, t):
     return formula(w, m, v, g / jnp.sqrt(jnp.sum(g * g)), t)
 
@@ -253,6 +259,7 @@ ODD: dict[str, tuple[Any, float, bool, bool]] = {
     "kept where not finite": (kept_where_not_finite, 1, True, False),
     "slow at first": (slow_at_first, 1, False, False),
     "decay apart from a rate of zero": (decayed_apart, 1, False, False),
+    "numbers beside scalars": (in_parts, 1, False, True),
     "a norm past float32": (by_norm, 1e20, False, True),
     "a norm of nothing": (by_norm, 1e-25, False, True),
     "none where not finite": (guarded, 1, True, True),
