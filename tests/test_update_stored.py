@@ -13,9 +13,12 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import precir
+from precir.errors import VerifyError
+from precir.ir import Type
 from precir.ops.adam import ADAM
 from precir.recipe import Store
 from precir.scaled import ScaledArray
+from precir.verify import verify
 
 RECIPES = ("fp8-lm-o2", "fp8-lm-block")
 X = jax.random.normal(jax.random.key(1), (16, 64))
@@ -390,3 +393,31 @@ def test_one_narrow_weight_alone_is_not_worth_a_kernel():
     report = step.report(*step.init(state, X))
     found = [k for k in report.kernels if k.kernel == ADAM]
     assert [(k.used, k.reason) for k in found] == [(False, "it takes no less")] * 2
+
+
+BROKEN = {
+    "a number is missing": ({"lr": None}, "operands, expected weight, first, second, gradient, lr"),
+    "a number is none": ({"b1": "0.9"}, "expected a number or None for each of lr"),
+    "another shape": (None, "the first is"),
+    "wide in the place of narrow": (None, "results"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_contracts(name):
+    change, message = BROKEN[name]
+    step, state = case("by hand")
+    step = compiled(step, "fp8-lm-o2")
+    graph = step.program(*step.init(state, X)).graph
+    one, other = (n for n in graph if n.op == ADAM)
+    if change is not None:
+        broken = one.like(params={**one.params, **change})
+    elif name == "another shape":
+        broken = one.like(inputs=[one.inputs[0], other.inputs[1], *one.inputs[2:]])
+    else:
+        types = [Type(one.outputs[0].type.shape, "float32"), *(v.type for v in one.outputs[1:])]
+        broken = one.like(types=types)
+    last = max(graph.nodes.index(one), graph.nodes.index(other))
+    before = tuple(n for n in graph.nodes[:last] if n.op != ADAM)
+    with pytest.raises(VerifyError, match=message):
+        verify(graph.with_(nodes=(*before, broken), outputs=()))
