@@ -17,6 +17,7 @@ from scipy import special
 
 from precir.ir import Node, Value
 from precir.passes.samples import Samples, Unknown, elementwise
+from precir.passes.smooth import FLOATS, compared, uncast
 
 Array = np.ndarray[Any, Any]
 
@@ -153,7 +154,10 @@ def _at(value: Value, position: Mapping[Node, int]) -> int:
 def _recognised(
     value: Value, leaves: Sequence[Value]
 ) -> tuple[str, Value, Value | None, Value | None] | None:
-    if any("float" not in v.type.dtype or v.type.dtype == "float64" for v in leaves):
+    if any(v.type.dtype not in FLOATS for v in leaves):
+        return None
+    asked = compared([value], leaves)
+    if asked is None or any(v not in leaves and uncast(v) not in leaves for v in asked):
         return None
     given = _samples(leaves)
     try:
@@ -185,7 +189,9 @@ def _at_node(value: Value) -> bool:
 
 
 def _samples(leaves: Sequence[Value]) -> dict[Value, Array]:
-    """Points that tell the functions apart, and from the same with a cap or a threshold."""
+    """Points that tell the functions apart, and from the same with a cap or a threshold, or with
+    something else at zero.
+    """
     size = (1,) * (leaves[0].type.rank - 1) + (-1,)
     return {v: row.reshape(size) for v, row in zip(leaves, _POINTS, strict=False)}
 
@@ -195,7 +201,9 @@ def _points() -> Array:
     random = np.random.default_rng(20)
     far = 2.0 ** random.uniform(-20, 40, (_LEAVES, _FAR))
     far *= random.choice([-1.0, 1.0], far.shape)
-    return np.concatenate([3 * random.standard_normal((_LEAVES, _USUAL)), far], axis=1)
+    usual = 3 * random.standard_normal((_LEAVES, _USUAL))
+    usual[:, -_LEAVES:] *= 1 - np.eye(_LEAVES)  # each alone at zero
+    return np.concatenate([usual, far], axis=1)
 
 
 _POINTS: Final = _points()

@@ -7,7 +7,7 @@ what the forward pass made of it: that is then made no more.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any, Final
 
@@ -23,21 +23,43 @@ from precir.passes.simplify import drop_dead
 
 def fuse_gradients(graph: Graph, times: int | None) -> tuple[Graph, list[Fused]]:
     """One level of a program that runs so many `times`, and what was decided."""
-    builder = _Builder(graph)
-    decided = []
+    used, decided = list[Gradients](), list[Fused]()
     for found in find_gradients(graph):
         place = found.of_x.node
         assert place is not None
         saved = _saved(graph, found)
+        reason, pays = _words(found), False
         if found.rows.x.type.shape[-1] > ROWS:
-            reason, used = f"rows are longer than {ROWS}", False
+            reason = f"rows are longer than {ROWS}"
         elif saved.seconds <= 0:
-            reason, used = "it takes no less", False
+            reason = "it takes no less"
         else:
-            reason, used = _words(found), True
-            builder.fuse(found, place)
-        decided.append(Fused("norm_gradients", place, used, times, saved, reason))
-    return builder.finish(), decided
+            pays = True
+            used.append(found)
+        decided.append(Fused("norm_gradients", place, pays, times, saved, reason))
+    made = _with(graph, used)
+    if made is not None:
+        return made, decided
+    used, every, made = [], used, graph
+    for found in every:  # those before it have an order together
+        more = _with(graph, [*used, found])
+        if more is not None:
+            used, made = [*used, found], more
+            continue
+        (n,) = (n for n, d in enumerate(decided) if d.node is found.of_x.node)
+        decided[n] = replace(decided[n], used=False, reason="it needs what is made of its result")
+    return made, decided
+
+
+def _with(graph: Graph, every: list[Gradients]) -> Graph | None:
+    """A graph with those kernels; None where that has no order: what one of them adds to the
+    gradient of x may be made of the gradient of a weight.
+    """
+    builder = _Builder(graph)
+    for found in every:
+        assert found.of_x.node is not None
+        builder.fuse(found, found.of_x.node)
+    return builder.finish()
 
 
 @dataclass
@@ -120,17 +142,19 @@ class _Builder:
 
         return reduce(add, [cast(v) for v in found.beside])
 
-    def finish(self) -> Graph:
+    def finish(self) -> Graph | None:
+        """None if the nodes have no order."""
         if not self.before:
             return self.graph
         nodes = [n for node in self.graph for n in (*self.before.get(node, ()), node)]
         ordered, outputs = in_order(nodes, self.now, self.graph.outputs)
-        assert len(ordered) == len(nodes), "a kernel needs what is made of its result"
+        if len(ordered) < len(nodes):
+            return None
         return drop_dead(self.graph.with_(nodes=tuple(ordered), outputs=tuple(outputs)))
 
 
 _CASTS: Final = ("convert_element_type", "cast")
-_SPREADS: Final = ("broadcast_in_dim", "reshape", "expand_dims", "squeeze", *_CASTS)
+_SPREADS: Final = ("broadcast_in_dim", "reshape", "expand_dims", "squeeze")
 
 
 def _node(place: Node, op: str, inputs: Any, kinds: list[Type], params: dict[str, Any]) -> Node:

@@ -8,8 +8,8 @@ a norm of the tensor, however that is spelled.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any, Final
 
@@ -17,6 +17,7 @@ import numpy as np
 
 from precir.ir import Literal, Node, Value
 from precir.passes.samples import Samples, Unknown, computable
+from precir.passes.smooth import FLOATS, compared
 
 Array = np.ndarray[Any, Any]
 
@@ -24,7 +25,12 @@ _STEPS: Final = 60  # nodes that a norm is made of at most
 _WITHIN: Final = 1e-6  # of the largest: what a norm's constants lose in float32
 _LARGEST_EPS: Final = 0.1
 # Samples: deviation and mean, of one element so many times as much; of weights and biases.
-_SIZES: Final = ((3e-3, 1e-3, 1, 1), (1, 0.5, 1e4, 1), (1e9, 1e9, 1, 1e6))
+_SIZES: Final = (
+    *((3e-3, 1e-3, 1, 1), (1, 0.5, 1e4, 1), (1e9, 1e9, 1, 1e6)),
+    *((1e-9, 1e-10, 1, 1), (1e-20, 1e-21, 1, 1), (1, -2, 1, 1)),
+)
+# Where one number a row may be compared with zero: rows of zeros, and of one number each.
+_ALIKE: Final = ((0, 0, 1, 1), (0, 0.5, 1, 1))
 _CASTS: Final = ("convert_element_type", "cast")
 _SPREADS: Final = ("broadcast_in_dim", "reshape", "expand_dims", "squeeze", *_CASTS)
 
@@ -34,8 +40,8 @@ class Norm:
     """What a value is: the norm of the rows of x, times a weight, plus a bias.
 
     `weight` and `bias` are of the program, in any shape that holds one row; `rows` says of values
-    of one number a row which they are, "mean" or "rstd"; `inside` are the nodes between x and the
-    value.
+    of one number a row which they are, "mean" or "rstd", but of those that make a weight; `inside`
+    are the nodes between x and the value.
     """
 
     kind: str
@@ -56,7 +62,22 @@ def find_norm(value: Value, position: Mapping[Node, int]) -> Norm | None:
     for x, columns, inside in _cuts(value, position):
         if any(n.op == "reduce_sum" for n in inside):
             norm = _recognised(value, x, columns, inside) or norm
-    return norm
+    if norm is None:
+        return None
+    rows = {norm.weight, norm.bias} - {None}
+    needed = _made_of(rows, min(position[n] for n in norm.inside), position)  # type: ignore[arg-type]
+    return replace(norm, rows={v: name for v, name in norm.rows.items() if v not in needed})
+
+
+def _made_of(values: Iterable[Value], first: int, position: Mapping[Node, int]) -> set[Value]:
+    """Those values and what they are made of, back to the node at `first`."""
+    waiting, met = list(values), set[Value]()
+    while waiting:
+        value = waiting.pop()
+        if value not in met and value.node is not None and position.get(value.node, -1) >= first:
+            met.add(value)
+            waiting += [o for o in value.node.inputs if isinstance(o, Value)]
+    return met
 
 
 def _cuts(
@@ -111,10 +132,13 @@ def _is_row_of_columns(value: Value, shape: tuple[int, ...]) -> bool:
 def _recognised(
     value: Value, x: Value, columns: tuple[Value, ...], inside: frozenset[Node]
 ) -> Norm | None:
-    floats = all("float" in v.type.dtype and v.type.dtype != "float64" for v in (x, *columns))
+    floats = all(v.type.dtype in FLOATS for v in (x, *columns))
     if len(columns) > 2 or not floats:
         return None
-    given, *others = samples_of(x, columns)
+    asked = compared([value], (x, *columns))
+    if asked is None or not are_of_rows(asked, x):
+        return None
+    given, *others = samples_of(x, columns, alike=bool(asked))
     samples = Samples(given)
     try:
         found = samples.of(value)
@@ -122,7 +146,7 @@ def _recognised(
     except Unknown:
         return None
     for kind in ("layer", "rms"):
-        for eps in small_numbers(inside):
+        for eps in small_numbers(inside, least=1e-30 if asked else 0.0):
             for weight, bias in _roles(columns):
                 every = [(given, found), *further]
                 alike = all(close(y, _whole(g, x, kind, eps, weight, bias)) for g, y in every)
@@ -168,7 +192,13 @@ def normalised(x: Array, kind: str, eps: float) -> tuple[Array, Array, Array]:
     return apart * rstd, mean, rstd
 
 
-def small_numbers(inside: frozenset[Node]) -> list[float]:
+def are_of_rows(values: Iterable[Value], x: Value) -> bool:
+    """Whether each is one number a row of x, and made of nothing else."""
+    size = math.prod(x.type.shape[:-1])
+    return all(math.prod(v.type.shape) == size and compared([v], (x,)) is not None for v in values)
+
+
+def small_numbers(inside: Iterable[Node], least: float = 0.0) -> list[float]:
     """What may be the number that is added to the variance."""
     found = {
         float(o.value)
@@ -176,19 +206,22 @@ def small_numbers(inside: frozenset[Node]) -> list[float]:
         for o in node.inputs
         if isinstance(o, Literal) and isinstance(o.value, float)
     }
-    return [*sorted(v for v in found if 0 < v < _LARGEST_EPS), 0.0]
+    return [v for v in (*sorted(v for v in found if 0 < v < _LARGEST_EPS), 0.0) if v >= least]
 
 
-def samples_of(x: Value, columns: tuple[Value, ...]) -> list[dict[Value, Array]]:
-    """Rows whose variance is about as small as an epsilon, so that it shows; and, to tell a norm
-    from one of what is capped, or that is, rows with one element far off, and far larger ones. A
-    fixed choice.
+def samples_of(
+    x: Value, columns: tuple[Value, ...], *, alike: bool = False
+) -> list[dict[Value, Array]]:
+    """Rows whose variance is about as small as an epsilon, so that it shows; to tell a norm from
+    one of what is capped, or that is, rows with one element far off, and far larger ones; far
+    smaller ones, for an epsilon in another place; and, if asked for, rows whose elements are all
+    `alike`. A fixed choice.
     """
     random = np.random.default_rng(21)
     shape = x.type.shape
     sizes = (*(min(n, 2) for n in shape[:-1]), shape[-1])
     every = []
-    for scale, centre, off, of_rows in _SIZES:
+    for scale, centre, off, of_rows in (*_SIZES, *(_ALIKE if alike else ())):
         rows = random.standard_normal(sizes)
         rows[..., 0] *= off
         given = {x: scale * rows + centre}

@@ -19,9 +19,16 @@ from typing import Any, Final
 import numpy as np
 
 from precir.ir import Graph, Node, Operand, Value
-from precir.passes.fused_norm import close, keeps_nothing_out, normalised, samples_of
-from precir.passes.norm_rows import FLOATS, Rows, find_rows, place
+from precir.passes.fused_norm import (
+    are_of_rows,
+    close,
+    keeps_nothing_out,
+    normalised,
+    samples_of,
+)
+from precir.passes.norm_rows import Rows, find_rows, place
 from precir.passes.samples import Samples, Unknown, computable
+from precir.passes.smooth import FLOATS, compared, is_smooth
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +42,10 @@ _MOVES: Final = (
     *_CASTS,
 )
 # Samples of the gradient: so large, and one element so many times as much.
-_SIZES: Final = ((1.0, 1.0), (1e9, 1e3), (1e-9, 1.0))
+_SIZES: Final = (
+    *((1.0, 1.0), (1e9, 1e3), (1e-9, 1.0), (1.0, 1.0), (1e-30, 1.0), (1e30, 1e3)),
+    *((1.0, 1.0), (1.0, 1.0)),  # of rows that are all alike
+)
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ def _sums(
 
 def _within_a_sum(graph: Graph, value: Value) -> bool:
     user = only_user(graph, value)
-    if user is not None and user.op in _CASTS:
+    if user is not None and user.op in _CASTS and is_smooth(user):
         return _within_a_sum(graph, user.outputs[0])
     return user is not None and user.op in _SUMS
 
@@ -121,7 +131,7 @@ def _part(graph: Graph, operand: Operand) -> Value | None:
             return None
         if operand.node.op in _SUMS:
             return operand
-        if operand.node.op not in _CASTS:
+        if operand.node.op not in _CASTS or not is_smooth(operand.node):
             return None
         operand = operand.node.inputs[0]
     return None
@@ -178,6 +188,8 @@ def _columns(terms: Iterable[Value], x: Value, gradient: Value) -> list[Value] |
             continue
         seen.add(value)
         if _is_row_of_columns(value, x.type.shape):
+            if value.type.dtype not in FLOATS:
+                return None
             if value.node is None or not _moves(value.node):
                 found.append(value)
             else:  # in several forms it is one
@@ -207,12 +219,14 @@ def _is_row_of_columns(value: Value, shape: tuple[int, ...]) -> bool:
 
 
 def _fits(rows: Rows, terms: list[Value], gradient: Value, weight: Value | None) -> bool:
-    every = list(_samples(rows.x, gradient, weight))
+    if not _smooth(rows, terms, gradient, weight):
+        return False
+    every = list(_samples(rows, gradient, weight))
     for given in every:
         samples = Samples(given)
         try:
             found: Any = sum(samples.of(t) for t in terms)
-        except Unknown:
+        except (Unknown, ValueError):  # of a square a term may lie the other way
             return False
         exact, _, _ = _exact(rows, given, gradient, weight)
         if not (found.shape == exact.shape and close(found, exact)):
@@ -220,14 +234,22 @@ def _fits(rows: Rows, terms: list[Value], gradient: Value, weight: Value | None)
     return keeps_nothing_out(terms, every[0], gradient)
 
 
-def _samples(x: Value, gradient: Value, weight: Value | None) -> Iterator[dict[Value, Array]]:
+def _smooth(rows: Rows, values: list[Value], gradient: Value, weight: Value | None) -> bool:
+    """Whether nothing is compared but numbers of a row with zero, where samples are."""
+    leaves = (rows.x, gradient, *([] if weight is None else [weight]))
+    asked = compared(values, leaves)
+    return asked is not None and are_of_rows(asked, rows.x) and (rows.asked or not asked)
+
+
+def _samples(rows: Rows, gradient: Value, weight: Value | None) -> Iterator[dict[Value, Array]]:
     """Rows as those of a norm, with gradients of many sizes: some far larger than what a program
     would cap, and some far smaller. A fixed choice.
     """
     random = np.random.default_rng(22)
     columns = () if weight is None else (weight,)
-    for given, (size, off) in zip(samples_of(x, columns), _SIZES, strict=True):
-        g: Array = size * np.asarray(random.standard_normal(given[x].shape))
+    every = samples_of(rows.x, columns, alike=rows.asked)
+    for given, (size, off) in zip(every, _SIZES, strict=False):
+        g: Array = size * np.asarray(random.standard_normal(given[rows.x].shape))
         g[..., -1] *= off
         yield {**given, gradient: g}
 
@@ -264,9 +286,11 @@ def _sums_over_rows(
         if math.prod(v.type.shape) == columns[0] and v.type.dtype in FLOATS
     ]
     found: list[Value | None] = [None, None]
-    every = [(given, Samples(given)) for given in _samples(rows.x, gradient, weight)]
+    every = [(given, Samples(given)) for given in _samples(rows, gradient, weight)]
     exact = [_exact(rows, given, gradient, weight)[1:] for given, _ in every]
     for value in sorted(after, key=lambda v: place(v, position))[:_MOST]:
+        if not _smooth(rows, [value], gradient, weight):
+            continue
         try:
             sums = [samples.of(value) for _, samples in every]
         except Unknown:
@@ -294,7 +318,7 @@ def _last_form(graph: Graph, value: Value) -> Value:
 
 def _moves(node: Node) -> bool:
     """Whether it has the numbers of what it reads, in another shape or format."""
-    if node.op not in _MOVES or not isinstance(node.inputs[0], Value):
+    if node.op not in _MOVES or not is_smooth(node) or not isinstance(node.inputs[0], Value):
         return False
     return math.prod(node.outputs[0].type.shape) == math.prod(node.inputs[0].type.shape)
 

@@ -10,12 +10,19 @@ from typing import Any, Final
 import numpy as np
 
 from precir.ir import Graph, Node, Value
-from precir.passes.fused_norm import close, keeps_nothing_out, normalised, samples_of, small_numbers
+from precir.passes.fused_norm import (
+    are_of_rows,
+    close,
+    keeps_nothing_out,
+    normalised,
+    samples_of,
+    small_numbers,
+)
 from precir.passes.samples import Samples, Unknown, computable
+from precir.passes.smooth import FLOATS, compared
 
 Array = np.ndarray[Any, Any]
 
-FLOATS: Final = ("float32", "bfloat16", "float16")
 _STEPS: Final = 80  # nodes that a root is made of at most
 _ROOTS: Final = ("rsqrt", "sqrt", "pow")
 
@@ -25,7 +32,8 @@ class Rows:
     """The statistics of the rows of `x` under a norm.
 
     `rstd` is their 1 / sqrt(variance + eps), or its inverse where `inverse` says so; `mean` is
-    None for RMSNorm. Both are float32, of one number a row. `inside` are the nodes in between.
+    None for RMSNorm. Both are float32, of one number a row. `inside` are the nodes in between, and
+    `asked` says whether something there is compared with zero.
     """
 
     kind: str
@@ -34,7 +42,8 @@ class Rows:
     mean: Value | None
     rstd: Value
     inverse: bool
-    inside: frozenset[Node]
+    inside: tuple[Node, ...]
+    asked: bool
 
     @property
     def numbers(self) -> Iterator[Value]:
@@ -59,13 +68,13 @@ def _rows(root: Value, position: Mapping[Node, int]) -> Rows | None:
     """What `root` is the root of, as far up the program as that holds."""
     found = None
     size = math.prod(root.type.shape)
-    leaves, inside = {root}, set[Node]()
+    leaves, inside = {root}, dict[Node, None]()
     for _ in range(_STEPS):
         leaf = max(leaves, key=lambda v: place(v, position))
         if leaf.node is None or not computable(leaf.node):
             break
         leaves.remove(leaf)
-        inside.add(leaf.node)
+        inside[leaf.node] = None
         leaves |= {o for o in leaf.node.inputs if isinstance(o, Value)}
         if not leaves:
             break
@@ -74,20 +83,23 @@ def _rows(root: Value, position: Mapping[Node, int]) -> Rows | None:
             shape = x.type.shape
             fits = len(shape) > 1 and shape[-1] > 1 and math.prod(shape[:-1]) == size > 1
             if fits and x.type.dtype in FLOATS:
-                found = _statistics(root, x, frozenset(inside)) or found
+                found = _statistics(root, x, tuple(inside)) or found
     return found
 
 
-def _statistics(root: Value, x: Value, inside: frozenset[Node]) -> Rows | None:
+def _statistics(root: Value, x: Value, inside: tuple[Node, ...]) -> Rows | None:
+    asked = compared([root], (x,))
+    if asked is None or not are_of_rows(asked, x):
+        return None
     every = []
-    for given in samples_of(x, ()):
+    for given in samples_of(x, (), alike=bool(asked)):
         samples = Samples(given)
         try:
             every.append((given[x], samples.of(root).reshape(*given[x].shape[:-1], 1), samples))
         except (Unknown, ValueError):
             return None
     for kind in ("layer", "rms"):
-        for eps in small_numbers(inside):
+        for eps in small_numbers(inside, least=1e-30 if asked else 0.0):
             exact = [normalised(g, kind, eps)[1:] for g, _, _ in every]
             for inverse in (False, True):
                 roots = [1 / r if inverse else r for _, r in exact]
@@ -97,7 +109,7 @@ def _statistics(root: Value, x: Value, inside: frozenset[Node]) -> Rows | None:
                 mean = _mean(inside, means) if kind == "layer" else None
                 open_ = keeps_nothing_out([root], samples_of(x, ())[0], x)
                 if open_ and (kind == "rms" or mean is not None):
-                    return Rows(kind, x, eps, mean, root, inverse, inside)
+                    return Rows(kind, x, eps, mean, root, inverse, inside, bool(asked))
     return None
 
 

@@ -74,7 +74,10 @@ class Samples:
             return _reshaped(operands[0], node.inputs[0].type.shape, shape)
         if node.op == "transpose":
             return np.transpose(operands[0], node.params["permutation"])
-        found = evaluate(node.op, node.params, operands)
+        try:
+            found = evaluate(node.op, node.params, operands)
+        except ValueError as e:  # rows beside columns, of a square: the samples are not one
+            raise Unknown from e
         if found is None:
             raise Unknown
         return found

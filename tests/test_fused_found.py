@@ -19,8 +19,10 @@ from tests.cases.fused import (
     UP,
     W,
     X,
+    fused_of,
     graph_of,
     layer_slow,
+    nodes,
     rms_plain,
 )  # fmt: skip
 
@@ -90,6 +92,9 @@ NOT_NORMS = {
     "capped": lambda x: jnp.clip(rms_plain(x, 1.0, None), -8, 8),
     "capped after a weight": lambda x: jnp.minimum(rms_plain(x, GAIN, None), 1e3),
     "thresholded": lambda x: jnp.where(jnp.abs(rms_plain(x, 1.0, None)) < 9, x, 0),
+    "capped far off": lambda x: jnp.clip(rms_plain(x, 1.0, None), -1e15, 1e15),
+    "of no less": lambda x: x * jax.lax.rsqrt(jnp.maximum((x * x).mean(-1, keepdims=True), 1e-12)),
+    "eps of the root": lambda x: x / (jnp.sqrt((x * x).mean(-1, keepdims=True)) + 1e-12),
 }
 
 
@@ -143,6 +148,9 @@ NOT_ACTIVATIONS = {
     "held in float16's range": lambda x: jnp.clip(jax.nn.gelu(x), -65504, 65504),
     "shrunk": lambda x: jnp.where(jnp.abs(x) > 1e-3, jax.nn.relu(x), 0),
     "nearly": lambda x: jax.nn.silu(x) + 1e-5,
+    "capped far off": lambda x: jnp.clip(jax.nn.silu(x), -1e15, 1e15),
+    "no NaN": lambda x: jnp.nan_to_num(jax.nn.silu(x)),
+    "other near zero": lambda x: jnp.where(jnp.abs(x) < 1e-9, x + 3e-3, jax.nn.silu(x)),
 }
 
 
@@ -194,6 +202,36 @@ def test_gradients_are_recognised(name: str) -> None:
     # From JAX 0.12 on erfc's derivative takes numbers apart by their bits: no real function.
     in_bits = name == "gelu" and jax.__version_info__ >= (0, 12)
     assert kinds == {(kind, False)} | (set() if in_bits else {(kind, True)})
+
+
+def test_a_slope_at_zero_is_the_program_s() -> None:
+    """That of a maximum is a half."""
+
+    def loss(w, v, x):
+        return jnp.sum(jnp.sin(jnp.maximum(x @ w, 0) @ v))
+
+    graph = graph_of(jax.grad(loss, argnums=(0, 1, 2)), W, W.T, X)
+    found = [find_activation(s.value, positions(graph)) for s in find_sinks(graph)]
+    assert {(f.name, f.gradient is None) for f in found if f is not None} == {("relu", True)}
+
+
+def test_a_norm_of_float8_is_of_what_it_is_widened_to() -> None:
+    graph = graph_of(
+        lambda x, w: rms_plain(x.astype("float32"), 1.0, None) @ w, X.astype("float8_e4m3fn"), W
+    )
+    (found,) = (find_norm(s.value, positions(graph)) for s in find_sinks(graph)[:1])
+    assert found is not None
+    assert found.x.type.dtype == "float32"
+
+
+def test_a_weight_may_be_made_of_the_rows() -> None:
+    """The kernel that needs it does not give what it is made of."""
+
+    def fn(x, g, w):
+        root = jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5)
+        return x * root * (g * root.mean()) @ w
+
+    assert nodes(fused_of(fn).program(X, GAIN, W).graph, "norm_quantize")
 
 
 def test_functions_are_those_of_the_kernels() -> None:
