@@ -109,7 +109,7 @@ def _apart(
     opens: dict[Value, bool],
 ) -> Iterator[tuple[tuple[Value, ...], frozenset[Node]]]:
     shape = value.type.shape
-    leaves, inside = {value}, set[Node]()
+    leaves, inside = {value: None}, set[Node]()  # in the order in which they are met
     for _ in range(_STEPS):
         for v in leaves:
             if v not in opens:
@@ -120,11 +120,11 @@ def _apart(
         leaf = max(open_, key=lambda v: _at(v, position))
         assert leaf.node is not None
         met.append(leaf)
-        leaves.remove(leaf)
+        del leaves[leaf]
         inside.add(leaf.node)
         for o in leaf.node.inputs:
             if isinstance(o, Value) and o.type.shape == shape:
-                leaves.add(o)
+                leaves[o] = None
             elif isinstance(o, Value) and not _constant(o):
                 return
         if 0 < len(leaves) < _LEAVES:

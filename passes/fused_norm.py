@@ -86,7 +86,7 @@ def _cuts(
     """Tensors that make `value`, together with rows of numbers and the nodes in between."""
     shape = value.type.shape
     leaves: set[Value] = {value}
-    columns: set[Value] = set()
+    columns: dict[Value, None] = {}  # in the order in which they are met
     inside: set[Node] = set()
     for _ in range(_STEPS):
         leaf = _next(leaves, shape, position)
@@ -98,7 +98,7 @@ def _cuts(
             if not isinstance(o, Value) or o in columns or o in leaves:
                 continue
             if _is_row_of_columns(o, shape):
-                columns.add(o)
+                columns[o] = None
             elif math.prod(o.type.shape) > 1:
                 leaves.add(o)
         if len(leaves) == 1:

@@ -162,19 +162,26 @@ def _gradients(
 
 
 def _candidates(terms: list[Value], x: Value, position: Mapping[Node, int]) -> Iterator[Value]:
-    """Tensors like x that the terms are made of, the last made first."""
-    leaves, shape = set(terms), x.type.shape
+    """Tensors like x that the terms are made of, the last made first, and inputs in the end."""
+    leaves = dict.fromkeys(terms)  # in the order in which they are met
+
+    def fits(v: Value) -> bool:
+        return v.type.shape == x.type.shape and v.type.dtype in FLOATS and v not in terms
+
     for _ in range(_STEPS):
-        leaves.discard(x)
+        leaves.pop(x, None)
         if not leaves:
             return
         leaf = max(leaves, key=lambda v: place(v, position))
-        if leaf.type.shape == shape and leaf.type.dtype in FLOATS and leaf not in terms:
-            yield leaf
-        if leaf.node is None or not computable(leaf.node):
+        if leaf.node is None:
+            yield from filter(fits, leaves)
             return
-        leaves.remove(leaf)
-        leaves |= {o for o in leaf.node.inputs if isinstance(o, Value)}
+        if fits(leaf):
+            yield leaf
+        if not computable(leaf.node):
+            return
+        del leaves[leaf]
+        leaves.update(dict.fromkeys(o for o in leaf.node.inputs if isinstance(o, Value)))
 
 
 def _columns(terms: Iterable[Value], x: Value, gradient: Value) -> list[Value] | None:

@@ -17,6 +17,7 @@ from tests.cases.fused import (
     COLUMNS,
     GAIN,
     UP,
+    G,
     W,
     X,
     fused_of,
@@ -202,6 +203,20 @@ def test_gradients_are_recognised(name: str) -> None:
     # From JAX 0.12 on erfc's derivative takes numbers apart by their bits: no real function.
     in_bits = name == "gelu" and jax.__version_info__ >= (0, 12)
     assert kinds == {(kind, False)} | (set() if in_bits else {(kind, True)})
+
+
+def test_compilation_is_deterministic_where_a_gradient_is_an_input() -> None:
+    def loss(x, w, up, weight):
+        return jnp.sum(jax.nn.silu(x @ w) * up * weight)
+
+    sources, kept = set[str](), []
+    for n in range(8):
+        fn = jax.value_and_grad(lambda *a: loss(*a), argnums=(0, 1))
+        kept.append([object() for _ in range(97 * n)])  # so that values lie elsewhere
+        program = fused_of(fn).program(X, W, G, G + 1)
+        assert nodes(program.graph, "act_gradients")
+        sources.add(program.emitted.text)
+    assert len(sources) == 1
 
 
 def test_a_slope_at_zero_is_the_program_s() -> None:
