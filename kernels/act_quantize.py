@@ -217,6 +217,11 @@ def _relu(x: Array) -> tuple[Array, Array]:
     return jnp.where(x <= 0, 0, x), jnp.where(x > 0, np.float32(1), np.float32(0))
 
 
+def _chained(g: Array, slope: Array, activation: str) -> Array:
+    """The gradient of what is activated: where relu is flat, none, be it infinite or not."""
+    return jnp.where(slope > 0, g, 0) if activation == "relu" else slope * g
+
+
 def _sigmoids(z: Array) -> tuple[Array, Array]:
     """The sigmoid of ``z`` and of -z, of one exponential that cannot overflow."""
     small = lax.exp(-lax.abs(z))
@@ -293,8 +298,10 @@ def _gradients_reference(
     y, slope = _ACTIVATIONS[activation](x)
     one, other = given[:, 0], given[:, 1]
     if not up or alone:
-        return tuple(writing.reference(slope * (wide * up[0] if up else wide), one))
-    pair = slope * (wide * up[0]), y * wide
+        return tuple(
+            writing.reference(_chained(wide * up[0] if up else wide, slope, activation), one)
+        )
+    pair = _chained(wide * up[0], slope, activation), y * wide
     if packed:
         return tuple(writing.reference(jnp.concatenate(pair, -1), one))
     return *writing.reference(pair[0], one), *writing.reference(pair[1], other)

@@ -102,6 +102,14 @@ def test_gradients_are_those_of_jax(activation):
     assert_near((alone.plain,), jax.vjp(OF_JAX[activation], x)[1](g), **loose)
 
 
+def test_relu_is_flat_for_infinite_gradients_too():
+    x = jnp.array([[-1.0, 0.0, 2.0, 3.0, -4.0]])
+    g = jnp.array([[np.inf, -np.inf, -np.inf, 1, np.nan]])
+    _, pull = jax.vjp(jax.nn.relu, x)
+    found, _ = act_gradients(x, g, activation="relu")
+    np.testing.assert_array_equal(found.plain, pull(g)[0])
+
+
 def test_everything_at_once():
     x = usual((2, 20, 80)).astype(jnp.bfloat16)
     options = {"activation": "silu", "packed": True, "transposed": True, "amax": True}

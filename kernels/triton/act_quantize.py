@@ -143,8 +143,12 @@ def act_backward(
             g = load_part(gradient + example * M * N, top, left, M, N, N, TALL, WIDE)
         g *= load_part(up + start + second, top, left, M, N, STRIDE, TALL, WIDE)
     _, slope = activated_and_slope(value, KIND)
+    if KIND == "relu":
+        g = tl.where(slope > 0, g, 0.0)
+    else:
+        g *= slope
     put(
-        slope * g,
+        g,
         one,
         out + start,
         scales + example * groups,
