@@ -292,7 +292,7 @@ def make_progress() -> Progress:
 
 def module_name(recipe: str) -> str:
     """Return the name of the emitted module, without `.py`."""
-    return "train_step_" + recipe.replace("-", "_")
+    return "train_step_" + Path(recipe).stem.replace("-", "_")  # or the file's
 
 
 def save_start(path: Path, state: State, batches: np.ndarray) -> None:
@@ -409,7 +409,7 @@ def parse(argv: Sequence[str] | None) -> tuple[Config, np.ndarray, list[str], Pa
         for recipe in recipes:
             precir.recipe(recipe)
     except precir.errors.RecipeError as error:
-        parser.error(f"--recipes: {error.what}; {error.fix}")
+        parser.error("--recipes: " + "; ".join(filter(None, (error.what, error.fix))))
     if config.width % config.heads:
         parser.error(f"--width {config.width} is not divisible by --heads {config.heads}")
     try:

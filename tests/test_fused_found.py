@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +13,6 @@ from precir.passes.fused_norm import find_norm
 from precir.passes.sinks import find_sinks, positions
 from tests.cases.fused import (
     BIAS,
-    COLUMNS,
     GAIN,
     UP,
     G,
@@ -22,39 +20,18 @@ from tests.cases.fused import (
     X,
     fused_of,
     graph_of,
-    layer_slow,
     nodes,
-    rms_plain,
 )  # fmt: skip
-
-
-def layer_by_hand(x, g, b):
-    mean = x.mean(-1, keepdims=True)
-    return (x - mean) / jnp.sqrt(((x - mean) ** 2).mean(-1, keepdims=True) + 1e-3) * g + b
-
-
-def layer_by_var(x, g, b):
-    return (x - x.mean(-1, keepdims=True)) * jax.lax.rsqrt(x.var(-1, keepdims=True) + 1e-5) * g + b
-
-
-def layer_fast(x, g, b):
-    """As flax's default: the mean of the squares less the square of the mean."""
-    norm = nn.LayerNorm(epsilon=1e-6)
-    return norm.apply({"params": {"scale": g, "bias": b}}, x)
-
-
-def rms_flax(x, g, b):
-    return nn.RMSNorm(epsilon=1e-6).apply({"params": {"scale": g}}, x)
-
-
-def rms_alone(x, g, b):
-    return x / jnp.sqrt(jnp.square(x).sum(-1, keepdims=True) / COLUMNS + 1e-6)
-
-
-def rms_of_one_more(x, g, b):
-    """As Gemma has it: weights are kept as what is more than one."""
-    return rms_plain(x, 1 + g, b)
-
+from tests.cases.norms import (
+    layer_by_hand,
+    layer_by_var,
+    layer_fast,
+    layer_slow,
+    rms_alone,
+    rms_flax,
+    rms_of_one_more,
+    rms_plain,
+)
 
 NORMS = {
     layer_by_hand: ("layer", 1e-3, True, True),

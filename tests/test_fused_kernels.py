@@ -28,10 +28,9 @@ from tests.cases.fused import (
     arrays,
     fused_of,
     graph_of,
-    layer_slow,
     nodes,
-    rms_plain,
 )  # fmt: skip
+from tests.cases.norms import layer_slow, rms_plain
 
 # --- what is written ------------------------------------------------------------------------------
 

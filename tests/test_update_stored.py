@@ -105,6 +105,7 @@ CASES = (
     "not clipped",
     "mean of four",
     "each by its rms",
+    "by value",
     "over scan",
     "by hand",
 )

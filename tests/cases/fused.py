@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -37,12 +36,3 @@ def fused_of(fn: Callable[..., Any], *args: Any, recipe: str = "fp8-block") -> p
 
 def nodes(graph: Graph, op: str) -> list[Node]:
     return [n for n in graph.walk() if n.op == op]
-
-
-def layer_slow(x, g, b):
-    norm = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False)
-    return norm.apply({"params": {"scale": g, "bias": b}}, x)
-
-
-def rms_plain(x, g, b):
-    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-5) * g
