@@ -412,6 +412,7 @@ def test_recipes_that_something_is_known_of_are_compared_too() -> None:
         ({"params": -1, "tokens": 1e9}, "not positive"),
         ({"params": 1e9, "tokens": 1e9, "compute": 1e20}, "is not 6 x params x tokens"),
         ({"compute": 1e21, "speedups": {"fp9": 2.0}}, "speedups: fp9"),
+        ({"compute": 1e21, "speedups": {"64-true": 2.0}}, "speedups: 64-true"),
         ({"compute": 1e21, "factors": {"fp8": 0.0}}, "factors: fp8"),
     ],
 )

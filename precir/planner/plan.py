@@ -302,12 +302,14 @@ def _sizes(
 
 
 def numbers_of(name: str) -> Numbers | None:
-    """What the products of a recipe multiply; None if precir has none of that name."""
+    """What the products of a recipe multiply; None if there is none of that name, or no law of its
+    format.
+    """
     try:
         known = find_recipe(name)
     except RecipeError:
         return None
-    return _FORMATS[known.forward or known.compute]
+    return _FORMATS.get(known.forward or known.compute)
 
 
 def _numbers(argument: str, measured: Mapping[str, float]) -> dict[str, Numbers]:
@@ -318,7 +320,7 @@ def _numbers(argument: str, measured: Mapping[str, float]) -> dict[str, Numbers]
             raise PlanError(f"{argument}: {name}={value}", fix="above 0")
         known = numbers_of(name)
         if known is None:
-            raise PlanError(f"{argument}: {name} is no recipe", fix="a name, as fp8-row")
+            raise PlanError(f"{argument}: {name} is no recipe with a law", fix="a name, as fp8-row")
         found[name] = known
     return found
 
