@@ -26,6 +26,7 @@ from precir.kernels.delayed import (
     record_amax,
 )
 from precir.kernels.dequantize import dequantize
+from precir.kernels.layer import Layer
 from precir.kernels.lookup import lookup
 from precir.kernels.loss_scale import all_finite, next_loss_scale
 from precir.kernels.norm_quantize import (
@@ -55,6 +56,7 @@ __all__ = [
     "E4M3",
     "E5M2",
     "E8M0FNU",
+    "Layer",
     "NormGradients",
     "Normalised",
     "ScaledArray",

@@ -34,6 +34,16 @@ from precir.errors import PrecirError
 from precir.formats import BF16, E4M3, E5M2, E8M0FNU, F16, F32, Format, format_of, is_power_of_two
 from precir.kernels import cuts, quantize_cuda
 from precir.kernels.divided import Parts, Split, collectives
+from precir.kernels.layer import (
+    Layer,
+    Source,
+    as_array,
+    batch_size,
+    in_front,
+    of_layers,
+    operands,
+    source,
+)
 from precir.kernels.powers import power_of_two_scale
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.scaled import ScaledArray, full_block, spread
@@ -47,7 +57,7 @@ class QuantizeError(PrecirError, TypeError):
 
 
 def quantize(
-    x: ArrayLike,
+    x: ArrayLike | Layer,
     format: DTypeLike | Format,
     *,
     scaling: str = "current",
@@ -56,7 +66,8 @@ def quantize(
     scale_format: DTypeLike | Format = F32,
     fused: bool = False,
 ) -> ScaledArray:
-    """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3, E5M2 or a wider format.
+    """``x`` (float16, bfloat16, float32 or float64, any shape) in E4M3, E5M2 or a wider format;
+    of a ``Layer``, what lies there.
 
     The scale is 2^ceil(log2(amax / format.max)), with amax the largest finite magnitude in
     float32: the smallest power of two under which nothing finite overflows. For bfloat16 and
@@ -86,11 +97,12 @@ def quantize(
     Under ``jax.vmap`` each example has its own scale. Not differentiable. Raises
     ``QuantizeError`` (a ``TypeError``) on other dtypes, formats, scalings, blocks and scales.
     """
-    dtype, x = checked_format(format), checked_array(x)
+    dtype, x = checked_format(format), checked_source(x)
     block, scales = checked_block(block, x.ndim), checked_scale_format(scale_format)
     if scale is None and scaling == "current":
         primitive = quantize_fused_p if fused else quantize_p
-        data, own = primitive.bind(x, dtype=dtype, batch_ndim=0, block=block, scales=scales)
+        given = (as_array(x),) if fused else operands(x)
+        data, own = primitive.bind(*given, dtype=dtype, batch_ndim=0, block=block, scales=scales)
         return ScaledArray(data, own, block)
     if scale is None and scaling == "unit":
         scale = 1.0
@@ -101,9 +113,9 @@ def quantize(
             "a given scale is one float32 scalar for the whole tensor",
             fix="leave out block and scale_format, or the scale",
         )
-    given = checked_scale(scale)
-    (data,) = quantize_given_p.bind(x, given, dtype=dtype)
-    return ScaledArray(data, given)
+    one = checked_scale(scale)
+    (data,) = quantize_given_p.bind(*operands(x, one), dtype=dtype)
+    return ScaledArray(data, one)
 
 
 def quantize_reference(
@@ -127,16 +139,17 @@ def quantize_reference(
 
 def quantize_p_reference(
     x: Array,
-    *,
+    *index: Array,
     dtype: np.dtype[Any],
     batch_ndim: int,
     block: tuple[int, ...],
     scales: Any,
     across: tuple[str, ...] = (),
 ) -> tuple[Array, Array]:
-    """With ``across``, ``x`` is what a device has of a tensor, and these are the device axes that
-    its scales reach across.
+    """With ``index``, of that layer of ``x``. With ``across``, ``x`` is what a device has of a
+    tensor, and these are the device axes that its scales reach across.
     """
+    x = as_array(source(x, index))
     scale = _own_scale(x, dtype, batch_ndim, block, across)
     # Exact, being a power of two; and no finite value exceeds format.max, so nothing to clip.
     scaled = lax.convert_element_type(x, np.float32) * spread(1 / scale, x.shape, block)
@@ -186,7 +199,7 @@ def _largest_of_blocks(finite: Array, block: tuple[int, ...]) -> Array:
 
 def _batch(
     primitive: Any,
-    operands: tuple[Array],
+    given: tuple[Array, ...],
     dims: Dims,
     *,
     dtype: np.dtype[Any],
@@ -195,30 +208,34 @@ def _batch(
     scales: Any,
 ) -> tuple[Results, Dims]:
     """One more leading axis, each of whose elements has scales of its own."""
-    (x,), (dim,) = operands, dims
-    assert dim is not None
-    x = jnp.moveaxis(x, dim, 0)
-    batch_ndim += 1
-    results = primitive.bind(x, dtype=dtype, batch_ndim=batch_ndim, block=block, scales=scales)
+    (x, *index), (dim, *index_dim) = given, dims
+    operands = in_front(x, dim, index, index_dim, batch_size(given, dims))
+    params = {"dtype": dtype, "batch_ndim": batch_ndim + 1, "block": block, "scales": scales}
+    results = primitive.bind(*operands, **params)
     return results, (0, 0)
 
 
-def _on_cuda(x: Array, **params: Any) -> Results:
+def _on_cuda(x: Array, *index: Array, **params: Any) -> Results:
     """One read of ``x`` in Triton, two where one scale is for more than a program holds; XLA's
     code for what no kernel serves.
     """
-    found = quantize_cuda.quantized(x, **params)
-    return found if found is not None else quantize_p_reference(quantize_cuda.pinned(x), **params)
-
-
-def _of_one_device(split: Split, x: Array, **params: Any) -> Results:
-    """What a device has of ``x``, under scales that may reach over what others have."""
-    if not split.agreed:
-        return _on_cuda(x, **params)
-    found = quantize_cuda.quantized_across(x, split.agreed, **params)
+    what = source(x, index)
+    found = quantize_cuda.quantized(what, **params)
     if found is not None:
         return found
-    return quantize_p_reference(quantize_cuda.pinned(x), across=split.agreed, **params)
+    return quantize_p_reference(quantize_cuda.pinned(as_array(what)), **params)
+
+
+def _of_one_device(split: Split, x: Array, *index: Array, **params: Any) -> Results:
+    """What a device has of ``x``, under scales that may reach over what others have."""
+    if not split.agreed:
+        return _on_cuda(x, *index, **params)
+    what = source(x, index)
+    found = quantize_cuda.quantized_across(what, split.agreed, **params)
+    if found is not None:
+        return found
+    here = quantize_cuda.pinned(as_array(what))
+    return quantize_p_reference(here, across=split.agreed, **params)
 
 
 quantize_p: Any = kernel_primitive(
@@ -226,7 +243,7 @@ quantize_p: Any = kernel_primitive(
     quantize_p_reference,
     platforms={"cuda": _on_cuda},
     batch=lambda *args, **params: _batch(quantize_p, *args, **params),
-    parts=Parts(cuts.own_scales, _of_one_device),
+    parts=Parts(of_layers(cuts.own_scales, 1), _of_one_device),
 )
 # XLA's own code on every platform: it fuses with what makes the tensor.
 quantize_fused_p: Any = kernel_primitive(
@@ -237,8 +254,13 @@ quantize_fused_p: Any = kernel_primitive(
 )
 
 
-def quantize_given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
-    """The axes of ``scale``, of examples under vmap, are the leading ones of ``x``."""
+def quantize_given_reference(
+    x: Array, scale: Array, *index: Array, dtype: np.dtype[Any]
+) -> Results:
+    """The axes of ``scale``, of examples under vmap, are the leading ones of ``x``, of which with
+    ``index`` that layer is taken.
+    """
+    x = as_array(source(x, index))
     wide = lax.convert_element_type(x, np.float32)
     scaled, bound = wide * spread(1 / scale, x.shape, ()), np.float32(format_of(dtype).max)
     held = jnp.where(scaled > bound, bound, jnp.where(scaled < -bound, -bound, scaled))
@@ -246,24 +268,21 @@ def quantize_given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) ->
 
 
 def _batch_given(
-    operands: tuple[Array, Array], dims: Dims, *, dtype: np.dtype[Any]
+    given: tuple[Array, ...], dims: Dims, *, dtype: np.dtype[Any]
 ) -> tuple[Results, Dims]:
-    (x, scale), (x_dim, scale_dim) = operands, dims
-    if x_dim is not None:
-        x = jnp.moveaxis(x, x_dim, 0)
-    else:
-        assert scale_dim is not None
-        x = jnp.broadcast_to(x, (scale.shape[scale_dim], *x.shape))
+    (x, scale, *index), (x_dim, scale_dim, *index_dim) = given, dims
+    size = batch_size(given, dims)
+    x, *index = in_front(x, x_dim, index, index_dim, size)
     if scale_dim is not None:
         scale = jnp.moveaxis(scale, scale_dim, 0)
     elif scale.ndim:
-        scale = jnp.broadcast_to(scale, (x.shape[0], *scale.shape))
-    return quantize_given_p.bind(x, scale, dtype=dtype), (0,)
+        scale = jnp.broadcast_to(scale, (size, *scale.shape))
+    return quantize_given_p.bind(x, scale, *index, dtype=dtype), (0,)
 
 
-def _given_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
-    data = quantize_cuda.quantized_given(x, scale, dtype=dtype)
-    return (data,) if data is not None else quantize_given_reference(x, scale, dtype=dtype)
+def _given_on_cuda(x: Array, scale: Array, *index: Array, dtype: np.dtype[Any]) -> Results:
+    data = quantize_cuda.quantized_given(source(x, index), scale, dtype=dtype)
+    return (data,) if data is not None else quantize_given_reference(x, scale, *index, dtype=dtype)
 
 
 quantize_given_p = kernel_primitive(
@@ -272,9 +291,17 @@ quantize_given_p = kernel_primitive(
     platforms={"cuda": _given_on_cuda},
     batch=_batch_given,
     parts=Parts(
-        cuts.given_scale, lambda _, *operands, **params: _given_on_cuda(*operands, **params)
+        of_layers(cuts.given_scale, 2),
+        lambda _, *operands, **params: _given_on_cuda(*operands, **params),
     ),
 )
+
+
+def checked_source(x: ArrayLike | Layer) -> Source:
+    if isinstance(x, Layer):
+        checked_array(x.stack)
+        return x
+    return checked_array(x)
 
 
 def checked_array(x: ArrayLike) -> Array:

@@ -8,9 +8,8 @@ and reading it once for both is what pays.
 from __future__ import annotations
 
 import math
-from typing import Any, Final
+from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 from jax import numpy as jnp
@@ -18,29 +17,44 @@ from jax.typing import ArrayLike, DTypeLike
 
 from precir.formats import F32, Format
 from precir.kernels import cuts, quantize_cuda
-from precir.kernels.delayed import finite_amax
+from precir.kernels.both_given import (
+    TALL,
+    WIDE,
+    flipped,
+    quantize_amax_p,
+    quantize_both_given_p,
+    tiles,
+)
 from precir.kernels.divided import Parts, Split, collectives
 from precir.kernels.launch import launch, result
+from precir.kernels.layer import (
+    Layer,
+    Source,
+    as_array,
+    batch_size,
+    in_front,
+    of_layers,
+    operands,
+    pointers,
+    source,
+    step,
+)
 from precir.kernels.powers import power_of_two_carry
 from precir.kernels.primitive import Dims, Results, kernel_primitive
 from precir.kernels.quantize import (
     QuantizeError,
-    checked_array,
     checked_block,
     checked_format,
     checked_scale,
     checked_scale_format,
-    quantize_given_reference,
+    checked_source,
     quantize_p_reference,
 )
 from precir.scaled import ScaledArray, full_block, scale_shape
 
-TALL: Final = 128  # a tile of a program, where scales do not say
-WIDE: Final = 64
-
 
 def quantize_both(
-    x: ArrayLike,
+    x: ArrayLike | Layer,
     format: DTypeLike | Format,
     *,
     block: tuple[int, ...] = (),
@@ -59,14 +73,16 @@ def quantize_both(
 
     Raises as ``quantize`` does, and ``QuantizeError`` for what is no matrix.
     """
-    dtype, whole = checked_format(format), checked_array(x)
+    dtype, whole = checked_format(format), checked_source(x)
     x, shape = _folded(whole), whole.shape
     sizes, scales = checked_block(block, whole.ndim), checked_scale_format(scale_format)
     if scale is None:
         sizes = full_block(sizes, whole.ndim) if sizes else ()
         block = sizes[-2:]
         _check_fold(sizes, shape)
-        data, own, flipped, its = quantize_both_p.bind(x, dtype=dtype, block=block, scales=scales)
+        data, own, flipped, its = quantize_both_p.bind(
+            *operands(x), dtype=dtype, block=block, scales=scales
+        )
         lying = ScaledArray(data.reshape(shape), own.reshape(scale_shape(shape, sizes)), sizes)
         return lying, ScaledArray(flipped, its, block)
     if block or scales != F32.dtype:
@@ -75,28 +91,30 @@ def quantize_both(
             fix="leave out block and scale_format, or the scale",
         )
     given = checked_scale(scale)
-    data, flipped = quantize_both_given_p.bind(x, given, dtype=dtype, amax=False)
+    data, flipped = quantize_both_given_p.bind(*operands(x, given), dtype=dtype, amax=False)
     return ScaledArray(data.reshape(shape), given), ScaledArray(flipped, given)
 
 
 def quantize_and_amax(
-    x: ArrayLike, format: DTypeLike | Format, *, scale: ArrayLike
+    x: ArrayLike | Layer, format: DTypeLike | Format, *, scale: ArrayLike
 ) -> tuple[ScaledArray, Array]:
     """``quantize(x, format, scale=scale)``, and ``finite_amax(x)`` from the same read: what
     delayed scaling needs of a tensor. Magnitudes below float32's least normal count as zero.
     """
     given = checked_scale(scale)
-    data, amax = quantize_amax_p.bind(checked_array(x), given, dtype=checked_format(format))
+    data, amax = quantize_amax_p.bind(
+        *operands(checked_source(x), given), dtype=checked_format(format)
+    )
     return ScaledArray(data, given), amax
 
 
 def quantize_both_and_amax(
-    x: ArrayLike, format: DTypeLike | Format, *, scale: ArrayLike
+    x: ArrayLike | Layer, format: DTypeLike | Format, *, scale: ArrayLike
 ) -> tuple[ScaledArray, ScaledArray, Array]:
     """``quantize_both(x, format, scale=scale)``, and ``finite_amax(x)`` as above."""
     given = checked_scale(scale)
-    dtype, x = checked_format(format), _matrix(x)
-    data, flipped, amax = quantize_both_given_p.bind(x, given, dtype=dtype, amax=True)
+    dtype, what = checked_format(format), _matrix(x)
+    data, flipped, amax = quantize_both_given_p.bind(*operands(what, given), dtype=dtype, amax=True)
     return ScaledArray(data, given), ScaledArray(flipped, given), amax
 
 
@@ -115,7 +133,7 @@ def turned_back(turned: ScaledArray, shape: tuple[int, ...]) -> ScaledArray:
     return ScaledArray(data, turned.scale.T.reshape(scale_shape(shape, sizes)), sizes)
 
 
-def _folded(x: Array) -> Array:
+def _folded(x: Source) -> Source:
     if x.ndim < 2:
         return _matrix(x)
     return x if x.ndim == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -131,8 +149,8 @@ def _check_fold(block: tuple[int, ...], shape: tuple[int, ...]) -> None:
         )
 
 
-def _matrix(x: ArrayLike) -> Array:
-    x = checked_array(x)
+def _matrix(x: ArrayLike | Layer) -> Source:
+    x = checked_source(x)
     if x.ndim != 2:
         raise QuantizeError(
             f"a matrix is quantised both ways, not a tensor of shape {x.shape}",
@@ -145,31 +163,29 @@ def _matrix(x: ArrayLike) -> Array:
 
 
 def _both_reference(
-    x: Array, *, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+    x: Array, *index: Array, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
 ) -> Results:
     """Of the last two axes; those before are of examples."""
+    x = as_array(source(x, index))
     params = {"dtype": dtype, "batch_ndim": x.ndim - 2, "block": block, "scales": scales}
     data, scale = quantize_p_reference(x, **params)
     if not block:
-        return data, scale, _flipped(data), scale
+        return data, scale, flipped(data), scale
     if block[0] == block[1]:
-        return data, scale, _flipped(data), _flipped(scale)
-    return data, scale, *quantize_p_reference(_flipped(x), **params)
-
-
-def _flipped(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
+        return data, scale, flipped(data), flipped(scale)
+    return data, scale, *quantize_p_reference(flipped(x), **params)
 
 
 def _both_on_cuda(
-    x: Array, *, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+    stack: Array, *index: Array, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
 ) -> Results:
+    x = source(stack, index)
     serves = quantize_cuda.serves(x, dtype)
     if serves and not block and scales == F32.dtype:
         return _under_one_scale(x, dtype, ())
     found = _launched(x, dtype, block, scales) if serves and block else None
     if found is None:
-        return _both_reference(x, dtype=dtype, block=block, scales=scales)
+        return _both_reference(stack, *index, dtype=dtype, block=block, scales=scales)
     data, scale, flipped, its = found
     turned = (*x.shape[:-2], *x.shape[:-3:-1])
     shapes = [scale_shape(s, block) for s in (x.shape, turned)]
@@ -181,19 +197,26 @@ def _both_on_cuda(
 
 
 def _both_of_one_device(
-    split: Split, x: Array, *, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+    split: Split,
+    stack: Array,
+    *index: Array,
+    dtype: np.dtype[Any],
+    block: tuple[int, ...],
+    scales: Any,
 ) -> Results:
-    """What a device has of ``x``; under one scale, of all devices."""
+    """What a device has of it; under one scale, of all devices."""
     if not split.agreed:
-        return _both_on_cuda(x, dtype=dtype, block=block, scales=scales)
+        return _both_on_cuda(stack, *index, dtype=dtype, block=block, scales=scales)
+    x = source(stack, index)
     if quantize_cuda.serves(x, dtype) and scales == F32.dtype:
         return _under_one_scale(x, dtype, split.agreed)
     params = {"dtype": dtype, "batch_ndim": x.ndim - 2, "block": (), "scales": scales}
-    data, scale = quantize_p_reference(quantize_cuda.pinned(x), across=split.agreed, **params)
-    return data, scale, _flipped(data), scale
+    here = quantize_cuda.pinned(as_array(x))
+    data, scale = quantize_p_reference(here, across=split.agreed, **params)
+    return data, scale, flipped(data), scale
 
 
-def _under_one_scale(x: Array, dtype: np.dtype[Any], across: tuple[str, ...]) -> Results:
+def _under_one_scale(x: Source, dtype: np.dtype[Any], across: tuple[str, ...]) -> Results:
     """Quantised both ways under the largest magnitude, on devices along these axes too."""
     from precir.kernels.triton import quantize_both as raw
 
@@ -203,16 +226,17 @@ def _under_one_scale(x: Array, dtype: np.dtype[Any], across: tuple[str, ...]) ->
     if across:
         parts = collectives.pmax(jnp.max(parts, axis=1, keepdims=True), across)
     count = parts.shape[1]
-    data, flipped, scale = launch(
+    data, turned, scale = launch(
         raw.both_current,
-        [x, parts],
+        [*pointers(x), parts],
         [
             result((*examples, m, n), dtype),
             result((*examples, n, m), dtype),
             result((matrices,), np.float32),
         ],
-        (_tiles(matrices, m, n, TALL, WIDE),),
+        (tiles(matrices, m, n),),
         warps=quantize_cuda.warps(TALL * WIDE),
+        LAYER=step(x),
         M=m,
         N=n,
         TALL=TALL,
@@ -222,11 +246,11 @@ def _under_one_scale(x: Array, dtype: np.dtype[Any], across: tuple[str, ...]) ->
         PADDED=quantize_cuda.power(count),
     )
     scale = scale.reshape(examples)
-    return data, scale, flipped, scale
+    return data, scale, turned, scale
 
 
 def _launched(
-    x: Array, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
+    x: Source, dtype: np.dtype[Any], block: tuple[int, ...], scales: Any
 ) -> tuple[Array, Array, Array, Array] | None:
     from precir.kernels.triton import quantize_both as raw
 
@@ -240,7 +264,7 @@ def _launched(
     square = block[0] == size
     data, flipped, scale, its = launch(
         raw.both_squares if square else raw.both_groups,
-        [x],
+        pointers(x),
         [
             *outs,
             result((matrices, down if square else m, across), stored),
@@ -248,6 +272,7 @@ def _launched(
         ],
         (matrices * down * across,),
         warps=quantize_cuda.warps(size * size),
+        LAYER=step(x),
         M=m,
         N=n,
         TALL=size,
@@ -257,14 +282,10 @@ def _launched(
     return data, scale, flipped, its
 
 
-def _tiles(matrices: int, m: int, n: int, tall: int, wide: int) -> int:
-    return matrices * -(-m // tall) * -(-n // wide)
-
-
-def _batch_both(operands: tuple[Array], dims: Dims, **params: Any) -> tuple[Results, Dims]:
-    (x,), (dim,) = operands, dims
-    assert dim is not None
-    return quantize_both_p.bind(jnp.moveaxis(x, dim, 0), **params), (0, 0, 0, 0)
+def _batch_both(given: tuple[Array, ...], dims: Dims, **params: Any) -> tuple[Results, Dims]:
+    (x, *index), (dim, *index_dim) = given, dims
+    found = in_front(x, dim, index, index_dim, batch_size(given, dims))
+    return quantize_both_p.bind(*found, **params), (0, 0, 0, 0)
 
 
 quantize_both_p = kernel_primitive(
@@ -272,107 +293,5 @@ quantize_both_p = kernel_primitive(
     _both_reference,
     platforms={"cuda": _both_on_cuda},
     batch=_batch_both,
-    parts=Parts(cuts.both_ways, _both_of_one_device),
-)
-
-
-# --- under a given scale: its axes are the leading ones of x
-
-
-def _amax_reference(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
-    (data,) = quantize_given_reference(x, scale, dtype=dtype)
-    return data, _amax_of_examples(x, scale)
-
-
-def _amax_of_examples(x: Array, scale: Array) -> Array:
-    amax = finite_amax
-    for _ in range(scale.ndim):
-        amax = jax.vmap(amax)
-    found = amax(x)
-    return jnp.where(found < np.float32(2.0**-126), np.float32(0), found)
-
-
-def _amax_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Results:
-    found = quantize_cuda.quantized_given_amax(x, scale, dtype=dtype)
-    return found if found is not None else _amax_reference(x, scale, dtype=dtype)
-
-
-def _both_given_reference(x: Array, scale: Array, *, dtype: np.dtype[Any], amax: bool) -> Results:
-    (data,) = quantize_given_reference(x, scale, dtype=dtype)
-    both = data, _flipped(data)
-    return (*both, _amax_of_examples(x, scale)) if amax else both
-
-
-def _both_given_on_cuda(x: Array, scale: Array, *, dtype: np.dtype[Any], amax: bool) -> Results:
-    if not quantize_cuda.serves(x, dtype) or scale.ndim != x.ndim - 2:
-        return _both_given_reference(x, scale, dtype=dtype, amax=amax)
-    from precir.kernels.triton import quantize_both as raw
-
-    (m, n), matrices = x.shape[-2:], math.prod(x.shape[:-2])
-    tiles = _tiles(matrices, m, n, TALL, WIDE)
-    outs = [result((*x.shape[:-2], *shape), dtype) for shape in ((m, n), (n, m))]
-    if amax:
-        outs.append(result((matrices, tiles // matrices), np.int32))
-    data, flipped, *parts = launch(
-        raw.both_given_amax if amax else raw.both_given,
-        [x, scale],
-        outs,
-        (tiles,),
-        warps=quantize_cuda.warps(TALL * WIDE),
-        M=m,
-        N=n,
-        TALL=TALL,
-        WIDE=WIDE,
-    )
-    return data, flipped, *(quantize_cuda.largest(p, scale.shape) for p in parts)
-
-
-def _batch_given(operands: tuple[Array, Array], dims: Dims) -> tuple[Array, Array]:
-    """Each example with a scale, which its amax needs a place beside."""
-    (x, scale), (x_dim, scale_dim) = operands, dims
-    size = x.shape[x_dim] if x_dim is not None else scale.shape[scale_dim or 0]
-    x = jnp.moveaxis(x, x_dim, 0) if x_dim is not None else jnp.broadcast_to(x, (size, *x.shape))
-    if scale_dim is not None:
-        scale = jnp.moveaxis(scale, scale_dim, 0)
-    else:
-        scale = jnp.broadcast_to(scale, (size, *scale.shape))
-    return x, scale
-
-
-def _batch_amax(operands: tuple[Array, Array], dims: Dims, **params: Any) -> tuple[Results, Dims]:
-    return quantize_amax_p.bind(*_batch_given(operands, dims), **params), (0, 0)
-
-
-def _batch_both_given(
-    operands: tuple[Array, Array], dims: Dims, **params: Any
-) -> tuple[Results, Dims]:
-    results = quantize_both_given_p.bind(*_batch_given(operands, dims), **params)
-    return results, (0,) * len(results)
-
-
-def _amax_of_one_device(split: Split, *operands: Array, **params: Any) -> Results:
-    data, amax = _amax_on_cuda(*operands, **params)
-    return data, collectives.pmax(amax, split.agreed) if split.agreed else amax
-
-
-def _both_given_of_one_device(split: Split, *operands: Array, **params: Any) -> Results:
-    data, flipped, *amax = _both_given_on_cuda(*operands, **params)
-    if split.agreed:
-        amax = [collectives.pmax(a, split.agreed) for a in amax]
-    return data, flipped, *amax
-
-
-quantize_amax_p = kernel_primitive(
-    "precir_quantize_amax",
-    _amax_reference,
-    platforms={"cuda": _amax_on_cuda},
-    batch=_batch_amax,
-    parts=Parts(cuts.given_scale_and_amax, _amax_of_one_device),
-)
-quantize_both_given_p = kernel_primitive(
-    "precir_quantize_both_given",
-    _both_given_reference,
-    platforms={"cuda": _both_given_on_cuda},
-    batch=_batch_both_given,
-    parts=Parts(cuts.both_ways_given, _both_given_of_one_device),
+    parts=Parts(of_layers(cuts.both_ways, 1), _both_of_one_device),
 )

@@ -16,6 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from precir.formats import E4M3, E5M2, F32, format_of
 from precir.kernels.divided import collectives
 from precir.kernels.launch import fp8_gpu, launch, result
+from precir.kernels.layer import Source, pointers, step
 from precir.kernels.powers import power_of_two_carry
 from precir.scaled import full_block, scale_shape
 
@@ -30,7 +31,7 @@ _TAKEN: Final = frozenset({"float16", "bfloat16", "float32"})
 
 
 def quantized(
-    x: Array, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
+    x: Source, *, dtype: np.dtype[Any], batch_ndim: int, block: tuple[int, ...], scales: Any
 ) -> tuple[Array, Array] | None:
     """Data and scales of ``precir_quantize``."""
     if not serves(x, dtype):
@@ -58,7 +59,7 @@ def quantized(
 
 
 def quantized_across(
-    x: Array,
+    x: Source,
     across: tuple[str, ...],
     *,
     dtype: np.dtype[Any],
@@ -78,7 +79,7 @@ def quantized_across(
     return data.reshape(x.shape), lax.convert_element_type(scale.reshape(shape), scales)
 
 
-def quantized_given(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Array | None:
+def quantized_given(x: Source, scale: Array, *, dtype: np.dtype[Any]) -> Array | None:
     """Data of ``precir_quantize_given``."""
     if not serves(x, dtype):
         return None
@@ -88,10 +89,11 @@ def quantized_given(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Array | 
     n = x.size // rows
     (data,) = launch(
         quantize_given,
-        [x.reshape(rows, n), scale.reshape(rows)],
+        [*pointers(x.reshape(rows, n)), scale.reshape(rows)],
         [result((rows, n), dtype)],
         (rows * -(-n // RUN),),
         warps=8,
+        LAYER=step(x),
         N=n,
         BLOCK=RUN,
     )
@@ -99,7 +101,7 @@ def quantized_given(x: Array, scale: Array, *, dtype: np.dtype[Any]) -> Array | 
 
 
 def quantized_given_amax(
-    x: Array, scale: Array, *, dtype: np.dtype[Any]
+    x: Source, scale: Array, *, dtype: np.dtype[Any]
 ) -> tuple[Array, Array] | None:
     """Data of ``precir_quantize_given``, and the largest finite magnitude under each scale."""
     if not serves(x, dtype):
@@ -111,24 +113,34 @@ def quantized_given_amax(
     runs = -(-n // RUN)
     data, parts = launch(
         quantize_given_amax,
-        [x.reshape(rows, n), scale.reshape(rows)],
+        [*pointers(x.reshape(rows, n)), scale.reshape(rows)],
         [result((rows, n), dtype), result((rows, runs), np.int32)],
         (rows * runs,),
         warps=8,
+        LAYER=step(x),
         N=n,
         BLOCK=RUN,
     )
     return data.reshape(x.shape), largest(parts, scale.shape)
 
 
-def amax_parts(x: Array) -> Array:
+def amax_parts(x: Source) -> Array:
     """The largest finite magnitudes of ``x`` [rows, n], as bits in parts: int32[rows, parts]."""
     from precir.kernels.triton.amax_parts import amax_parts as kernel
 
     rows, n = x.shape
     parts = min(-(-n // RUN), max(1, PARTS // rows))
-    out = [result((rows, parts), np.int32)]
-    (found,) = launch(kernel, [x], out, (rows * parts,), warps=8, N=n, PARTS=parts, BLOCK=RUN)
+    (found,) = launch(
+        kernel,
+        pointers(x),
+        [result((rows, parts), np.int32)],
+        (rows * parts,),
+        warps=8,
+        LAYER=step(x),
+        N=n,
+        PARTS=parts,
+        BLOCK=RUN,
+    )
     return found
 
 
@@ -138,7 +150,7 @@ def largest(parts: Array, shape: tuple[int, ...]) -> Array:
     return lax.bitcast_convert_type(bits, np.float32)
 
 
-def serves(x: Array, dtype: np.dtype[Any]) -> bool:
+def serves(x: Source, dtype: np.dtype[Any]) -> bool:
     """Whether the kernels take ``x``, make ``dtype``, and can be had."""
     return x.size > 0 and x.dtype.name in _TAKEN and format_of(dtype) in (E4M3, E5M2) and fp8_gpu()
 
@@ -165,7 +177,7 @@ def as_scales(scale: Array, dtype: np.dtype[Any]) -> Array:
     return scale if scale.dtype == dtype else lax.bitcast_convert_type(scale, dtype)
 
 
-def _one_scale_a_row(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def _one_scale_a_row(x: Source, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     rows, n = x.shape
     if n <= LONGEST:  # one read, and one launch
         data, scale = _groups(x, n, dtype, np.dtype(np.float32))
@@ -173,7 +185,7 @@ def _one_scale_a_row(x: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     return under_largest(x, amax_parts(x), dtype)
 
 
-def under_largest(x: Array, parts: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
+def under_largest(x: Source, parts: Array, dtype: np.dtype[Any]) -> tuple[Array, Array]:
     """Each row of ``x`` [rows, n] under the scale of the largest of its ``parts``, as
     `amax_parts` has them: data, and float32[rows].
     """
@@ -182,10 +194,11 @@ def under_largest(x: Array, parts: Array, dtype: np.dtype[Any]) -> tuple[Array, 
     rows, n = x.shape
     data, scale = launch(
         quantize_current,
-        [x, parts],
+        [*pointers(x), parts],
         [result(x.shape, dtype), result((rows,), np.float32)],
         (rows * -(-n // RUN),),
         warps=8,
+        LAYER=step(x),
         N=n,
         PARTS=parts.shape[1],
         PADDED=power(parts.shape[1]),
@@ -196,7 +209,7 @@ def under_largest(x: Array, parts: Array, dtype: np.dtype[Any]) -> tuple[Array, 
 
 
 def _in_groups(
-    x: Array, size: int, dtype: np.dtype[Any], scales: np.dtype[Any]
+    x: Source, size: int, dtype: np.dtype[Any], scales: np.dtype[Any]
 ) -> tuple[Array, Array] | None:
     if size <= LONGEST:
         return _groups(x, size, dtype, scales)
@@ -206,7 +219,7 @@ def _in_groups(
 
 
 def _groups(
-    x: Array, size: int, dtype: np.dtype[Any], scales: np.dtype[Any]
+    x: Source, size: int, dtype: np.dtype[Any], scales: np.dtype[Any]
 ) -> tuple[Array, Array]:
     from precir.kernels.triton.quantize_groups import quantize_groups
 
@@ -215,10 +228,11 @@ def _groups(
     tile = min(max(1, ELEMENTS // width), power(count))
     data, scale = launch(
         quantize_groups,
-        [x],
+        pointers(x),
         [result(x.shape, dtype), result((count,), scales)],
         (-(-count // tile),),
         warps=warps(width * tile),
+        LAYER=step(x),
         ROWS=rows,
         N=n,
         SIZE=size,
@@ -230,7 +244,7 @@ def _groups(
 
 
 def _in_tiles(
-    x: Array, height: int, width: int, dtype: np.dtype[Any], scales: np.dtype[Any]
+    x: Source, height: int, width: int, dtype: np.dtype[Any], scales: np.dtype[Any]
 ) -> tuple[Array, Array] | None:
     from precir.kernels.triton.quantize_tiles import quantize_tiles
 
@@ -243,10 +257,11 @@ def _in_tiles(
     shape = (matrices, down, n if columns else across)
     data, scale = launch(
         quantize_tiles,
-        [x],
+        pointers(x),
         [result(x.shape, dtype), result(shape, scales)],
         (matrices * down * across,),
         warps=warps(tall * wide),
+        LAYER=step(x),
         M=m,
         N=n,
         HEIGHT=height,

@@ -20,6 +20,7 @@ from precir.formats import E8M0FNU, F32
 from precir.kernels import E4M3, E5M2, dequantize, observe, quantize, quantize_cuda
 from precir.kernels.act_quantize import act_gradients_p, act_p
 from precir.kernels.adam_update import adam_p
+from precir.kernels.both_given import quantize_amax_p, quantize_both_given_p
 from precir.kernels.dequantize import dequantize_p
 from precir.kernels.divided import divided, sharding_rule
 from precir.kernels.division import Division, Kind, Rule, decide, device_axes, read_cuts
@@ -28,8 +29,6 @@ from precir.kernels.observe import observe_p
 from precir.kernels.primitive import parts_of
 from precir.kernels.quantize import quantize_given_p, quantize_p, quantize_p_reference
 from precir.kernels.quantize_both import (
-    quantize_amax_p,
-    quantize_both_given_p,
     quantize_both_p,
 )
 from precir.kernels.scaled_dot import _prepared, scaled_dot, scaled_dot_p

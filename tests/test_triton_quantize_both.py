@@ -13,13 +13,15 @@ from jax import numpy as jnp
 from precir.errors import DerivativeError
 from precir.formats import F32
 from precir.kernels import E4M3, E5M2, E8M0FNU, finite_amax, quantize
-from precir.kernels.launch import SHARED_MEMORY
-from precir.kernels.quantize import QuantizeError
-from precir.kernels.quantize_both import (
+from precir.kernels.both_given import (
     _amax_on_cuda,
     _amax_reference,
     _both_given_on_cuda,
     _both_given_reference,
+)
+from precir.kernels.launch import SHARED_MEMORY
+from precir.kernels.quantize import QuantizeError
+from precir.kernels.quantize_both import (
     _both_on_cuda,
     _both_reference,
     quantize_and_amax,

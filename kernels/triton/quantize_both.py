@@ -1,56 +1,63 @@
 """FP8 of matrices and of their transposes in one read, under every kind of scale.
 
-Each kernel takes ``x`` [matrices, M, N] and writes ``out`` [matrices, M, N] and ``flipped``
-[matrices, N, M]; a program has one tile of TALL x WIDE.
+Each kernel takes ``x`` [matrices, M, N], or of a stack of such the ``layer`` (see `of_layer`), and
+writes ``out`` [matrices, M, N] and ``flipped`` [matrices, N, M]; a program has one tile of TALL x
+WIDE.
 """
 
 import triton
 import triton.language as tl
 
 from precir.kernels.triton.narrow import finite_bits, inverse, narrow, scale_bits, store_scale
-from precir.kernels.triton.runs import scale_of_parts
+from precir.kernels.triton.runs import of_layer, scale_of_parts
 from precir.kernels.triton.tiles import load_tile, store_tile, tile_of_program
 
 
 @triton.jit
 def both_given(
     x,
+    layer,
     scales,
     out,
     flipped,
+    LAYER: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     TALL: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """Under ``scales`` [matrices], float32."""
-    _given(x, scales, out, flipped, M, N, TALL, WIDE)
+    _given(x, layer, scales, out, flipped, LAYER, M, N, TALL, WIDE)
 
 
 @triton.jit
 def both_given_amax(
     x,
+    layer,
     scales,
     out,
     flipped,
     parts,
+    LAYER: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     TALL: tl.constexpr,
     WIDE: tl.constexpr,
 ):
     """The same, and the largest finite magnitude of each tile in ``parts``: as bits, int32."""
-    value = _given(x, scales, out, flipped, M, N, TALL, WIDE)
+    value = _given(x, layer, scales, out, flipped, LAYER, M, N, TALL, WIDE)
     tl.store(parts + tl.program_id(0), tl.max(finite_bits(value)))
 
 
 @triton.jit
 def both_current(
     x,
+    layer,
     parts,
     out,
     flipped,
     scales,
+    LAYER: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     TALL: tl.constexpr,
@@ -62,6 +69,7 @@ def both_current(
     """Under the scale of each matrix, of its amax in ``parts`` [matrices, PARTS]."""
     matrix, down, across = tile_of_program(M, N, TALL, WIDE)
     start = matrix * M * N
+    x = of_layer(x, layer, LAYER)
     value = load_tile(x + start, down * TALL, across * WIDE, M, N, TALL, WIDE)
     scale = scale_of_parts(parts + matrix * PARTS, PARTS, PADDED, CARRY)
     data = narrow(value, inverse(scale), out.dtype.element_ty)
@@ -73,10 +81,12 @@ def both_current(
 @triton.jit
 def both_squares(
     x,
+    layer,
     out,
     flipped,
     scales,
     flipped_scales,
+    LAYER: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     TALL: tl.constexpr,
@@ -86,6 +96,7 @@ def both_squares(
     """Under one scale for each tile: they are squares, so that both ways have the same."""
     matrix, down, across = tile_of_program(M, N, TALL, WIDE)
     start = matrix * M * N
+    x = of_layer(x, layer, LAYER)
     value = load_tile(x + start, down * TALL, across * WIDE, M, N, TALL, WIDE)
     amax = tl.max(finite_bits(value), axis=1, keep_dims=True)
     scale = scale_bits(tl.max(amax, axis=0, keep_dims=True), CARRY)
@@ -101,10 +112,12 @@ def both_squares(
 @triton.jit
 def both_groups(
     x,
+    layer,
     out,
     flipped,
     scales,
     flipped_scales,
+    LAYER: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     TALL: tl.constexpr,
@@ -116,6 +129,7 @@ def both_groups(
     """
     matrix, down, across = tile_of_program(M, N, TALL, WIDE)
     top, left, start = down * TALL, across * WIDE, matrix * M * N
+    x = of_layer(x, layer, LAYER)
     value = load_tile(x + start, top, left, M, N, TALL, WIDE)
     bits = finite_bits(value)
 
@@ -139,9 +153,11 @@ def both_groups(
 @triton.jit
 def _given(
     x,
+    layer,
     scales,
     out,
     flipped,
+    LAYER: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     TALL: tl.constexpr,
@@ -149,6 +165,7 @@ def _given(
 ):
     matrix, down, across = tile_of_program(M, N, TALL, WIDE)
     start = matrix * M * N
+    x = of_layer(x, layer, LAYER)
     value = load_tile(x + start, down * TALL, across * WIDE, M, N, TALL, WIDE)
     inverse = tl.div_rn(1.0, tl.load(scales + matrix))
     data = narrow(value, inverse, out.dtype.element_ty)

@@ -4,15 +4,17 @@ import triton
 import triton.language as tl
 
 from precir.kernels.triton.narrow import inverse, narrow
-from precir.kernels.triton.runs import load_run, scale_of_parts, store_run
+from precir.kernels.triton.runs import load_run, of_layer, scale_of_parts, store_run
 
 
 @triton.jit
 def quantize_current(
     x,
+    layer,
     parts,
     out,
     scales,
+    LAYER: tl.constexpr,
     N: tl.constexpr,
     PARTS: tl.constexpr,
     PADDED: tl.constexpr,
@@ -27,6 +29,7 @@ def quantize_current(
     program = tl.num_programs(0) - 1 - tl.program_id(0).to(tl.int64)
     runs: tl.constexpr = (N + BLOCK - 1) // BLOCK
     row, start = program // runs, program % runs * BLOCK
+    x = of_layer(x, layer, LAYER)
     value = load_run(x + row * N, start, N, BLOCK)
     scale = scale_of_parts(parts + row * PARTS, PARTS, PADDED, CARRY)
     data = narrow(value, inverse(scale), out.dtype.element_ty)

@@ -4,13 +4,16 @@ import triton
 import triton.language as tl
 
 from precir.kernels.triton.narrow import finite_bits, inverse, narrow, scale_bits, store_scale
+from precir.kernels.triton.runs import of_layer
 
 
 @triton.jit
 def quantize_groups(
     x,
+    layer,
     out,
     scales,
+    LAYER: tl.constexpr,
     ROWS: tl.constexpr,
     N: tl.constexpr,
     SIZE: tl.constexpr,
@@ -23,6 +26,7 @@ def quantize_groups(
     A program for TILE groups; WIDTH is a power of two, SIZE or the next. The scales are float32,
     or E8M0 as uint8.
     """
+    x = of_layer(x, layer, LAYER)
     per_row: tl.constexpr = (N + SIZE - 1) // SIZE
     first = tl.program_id(0).to(tl.int64) * TILE
     group, column = tl.arange(0, TILE)[:, None], tl.arange(0, WIDTH)[None, :]

@@ -4,13 +4,16 @@ import triton
 import triton.language as tl
 
 from precir.kernels.triton.narrow import finite_bits, inverse, narrow, scale_bits, store_scale
+from precir.kernels.triton.runs import of_layer
 
 
 @triton.jit
 def quantize_tiles(
     x,
+    layer,
     out,
     scales,
+    LAYER: tl.constexpr,
     M: tl.constexpr,
     N: tl.constexpr,
     HEIGHT: tl.constexpr,
@@ -25,6 +28,7 @@ def quantize_tiles(
     A program for TALL x WIDE elements, powers of two: one rectangle, or with COLUMNS (a WIDTH of
     1) WIDE of them side by side. The scales are float32, or E8M0 as uint8.
     """
+    x = of_layer(x, layer, LAYER)
     step: tl.constexpr = WIDE if COLUMNS else WIDTH
     down: tl.constexpr = (M + HEIGHT - 1) // HEIGHT
     across: tl.constexpr = (N + step - 1) // step

@@ -7,6 +7,16 @@ from precir.kernels.triton.narrow import scale_bits
 
 
 @triton.jit
+def of_layer(x, layer, LAYER: tl.constexpr):
+    """Where the layer ``layer`` (int32[]) of the stack ``x`` begins, ``LAYER`` elements each; with
+    0, ``x`` is no stack.
+    """
+    if LAYER != 0:
+        x += tl.load(layer).to(tl.int64) * LAYER
+    return x
+
+
+@triton.jit
 def load_run(x, start, N: tl.constexpr, BLOCK: tl.constexpr):
     """BLOCK elements of the N at ``x``, from ``start``, as float32: 0 past the end."""
     at = tl.arange(0, BLOCK)
