@@ -27,6 +27,7 @@ from rich.table import Table
 
 import precir
 from precir.target.hlo import Instruction, Module, parse, steps
+from precir.target.triton import CALL
 
 ROOT = Path(__file__).parent.parent
 RECIPES = ("fp8", "fp8-row", "fp8-block", "fp8-delayed")
@@ -62,6 +63,8 @@ def moved(text: str) -> int:
 
 def _bytes(module: Module, computation: str, each: Instruction) -> int:
     sizes = [sum(t.bytes for t in module.types(computation, o)) for o in each.operands]
+    if each.op == "custom-call":
+        sizes = _read_by(module, computation, each)
     written = sum(t.bytes for t in each.types)
     if each.op in ("dynamic-slice", "slice", "gather"):
         return 2 * written
@@ -70,6 +73,19 @@ def _bytes(module: Module, computation: str, each: Instruction) -> int:
     if each.op != "fusion":
         return sum(sizes) + written
     return _of_fusion(module, each, sizes, written)
+
+
+def _read_by(module: Module, computation: str, call: Instruction) -> list[int]:
+    """An operand is read once, and of a stack (`precir.kernels.Layer`) the layer whose number comes
+    behind it.
+    """
+    operands = list(dict.fromkeys(call.operands))
+    kinds = [module.types(computation, o) for o in operands]
+    sizes = [sum(t.bytes for t in kind) for kind in kinds]
+    for i, kind in enumerate(kinds[1:]):
+        if CALL in call.rest and [(t.dtype, t.shape) for t in kind] == [("s32", ())]:
+            sizes[i] //= kinds[i][0].shape[0]
+    return sizes
 
 
 def _of_fusion(module: Module, each: Instruction, sizes: list[int], written: int) -> int:

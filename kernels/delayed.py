@@ -8,16 +8,17 @@ from jax import numpy as jnp
 from jax.typing import ArrayLike, DTypeLike
 
 from precir.formats import Format
+from precir.kernels.layer import Layer, as_array
 from precir.kernels.powers import power_of_two_scale
 
 
-def finite_amax(x: ArrayLike) -> Array:
+def finite_amax(x: ArrayLike | Layer) -> Array:
     """The largest finite magnitude in ``x`` (floating-point, any shape), float32[]; 0 of nothing.
 
     An infinity or NaN says nothing of the scale that the next steps need, and must not stay in
     the history: it is seen in the data, at once.
     """
-    x = jnp.asarray(x)
+    x = as_array(x)
     magnitude = lax.abs(x)
     finite = jnp.where(magnitude < np.inf, magnitude, 0)  # NaN compares false too
     return jnp.max(finite, initial=0).astype(np.float32)

@@ -150,6 +150,17 @@ def largest(parts: Array, shape: tuple[int, ...]) -> Array:
     return lax.bitcast_convert_type(bits, np.float32)
 
 
+def knows(shape: tuple[int, ...], block: tuple[int, ...]) -> bool:
+    """Whether there is a kernel for these blocks, under float32 scales."""
+    match merged(shape, full_block(block, len(shape))) if block else []:
+        case [(n, size)] | [(_, 1), (n, size)]:
+            return size <= LONGEST or n % size == 0
+        case [(_, height), (_, width)] | [(_, 1), (_, height), (_, width)]:
+            return power(height) * (COLUMNS if width == 1 else power(width)) <= LONGEST
+        case found:
+            return not found
+
+
 def serves(x: Source, dtype: np.dtype[Any]) -> bool:
     """Whether the kernels take ``x``, make ``dtype``, and can be had."""
     return x.size > 0 and x.dtype.name in _TAKEN and format_of(dtype) in (E4M3, E5M2) and fp8_gpu()

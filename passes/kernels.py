@@ -34,6 +34,7 @@ from precir.passes.rebuild import in_order
 from precir.passes.samples import elementwise
 from precir.passes.simplify import drop_dead
 from precir.passes.sinks import Sink, find_sinks, positions, root
+from precir.passes.stored import handed
 from precir.passes.turned_products import turn_products
 from precir.passes.update_stored import update_stored
 
@@ -42,15 +43,19 @@ _SPREADS: Final = ("reshape", "broadcast_in_dim", "expand_dims")
 Found = Norm | Activation | None
 
 
-def fuse_kernels(graph: Graph, compute: str = "float32") -> tuple[Graph, tuple[Fused, ...]]:
+def fuse_kernels(
+    graph: Graph, compute: str = "float32", *, alone: bool = False
+) -> tuple[Graph, tuple[Fused, ...]]:
     """The program with fused kernels, at every level, and what was decided.
 
     `compute` is the dtype of activations. Products that are only read transposed are multiplied the
-    other way round first. A program that quantises nothing computes its gradients as it did.
+    other way round first. A program that quantises nothing computes its gradients as it did. With
+    `alone`, what is an argument of the program is quantised as it lies alone.
     """
     decided: list[Fused] = []
     low = any(find_sinks(part) for part in _levels(graph))
-    return _level(graph, compute, low, 1, decided), tuple(decided)
+    given = frozenset(graph.inputs if alone else ())
+    return _level(graph, given, compute, low, 1, decided), tuple(decided)
 
 
 def _levels(graph: Graph) -> Iterator[Graph]:
@@ -60,8 +65,17 @@ def _levels(graph: Graph) -> Iterator[Graph]:
             yield from _levels(region)
 
 
-def _level(graph: Graph, compute: str, low: bool, times: int | None, decided: list[Fused]) -> Graph:
-    """One graph and all below it; loops run as often as they say."""
+def _level(
+    graph: Graph,
+    given: frozenset[Value],
+    compute: str,
+    low: bool,
+    times: int | None,
+    decided: list[Fused],
+) -> Graph:
+    """One graph and all below it; loops run as often as they say. `given` are arguments of the
+    program, as this graph has them, that are quantised alone.
+    """
     rewrite = Rewrite(graph)
     for node in graph:
         inside = times
@@ -69,7 +83,11 @@ def _level(graph: Graph, compute: str, low: bool, times: int | None, decided: li
             inside = None
         elif node.op == "scan":
             inside = times * int(node.params["length"])
-        regions = tuple(_level(r, compute, low, inside, decided) for r in node.regions)
+        theirs = _handed(node, given)
+        regions = tuple(
+            _level(r, g, compute, low, inside, decided)
+            for r, g in zip(node.regions, theirs, strict=True)
+        )
         if all(a is b for a, b in zip(regions, node.regions, strict=True)):
             rewrite.copy(node)
         else:
@@ -81,12 +99,21 @@ def _level(graph: Graph, compute: str, low: bool, times: int | None, decided: li
     if low:
         graph, found = fuse_gradients(graph, times)
         decided += found
-    graph = _built(graph, _Builder.computed, times, decided)
+    graph = _built(graph, _Builder.computed, times, decided, given)
     if compute == NARROW:
         graph, narrowed = narrow_values(graph)
         why = "only quantised: stored in 16 bits"
         decided += [Fused("cast", n, True, times, Cost(size), why) for n, size in narrowed]
-    return _built(graph, _Builder.both, times, decided)
+    return _built(graph, _Builder.both, times, decided, given)
+
+
+def _handed(node: Node, given: frozenset[Value]) -> list[frozenset[Value]]:
+    """What of `given` each sub-graph of a node has, a layer of it where a loop goes over it."""
+    found: list[set[Value]] = [set() for _ in node.regions]
+    for each in handed(node) if given else ():
+        if _stored(node.inputs[each.operand]) in given:
+            found[each.region].add(node.regions[each.region].inputs[each.input])
+    return [frozenset(f) for f in found]
 
 
 def _built(
@@ -94,8 +121,9 @@ def _built(
     decide: Callable[[_Builder, Sink], Fused | None],
     times: int | None,
     decided: list[Fused],
+    given: frozenset[Value],
 ) -> Graph:
-    builder = _Builder(graph, times)
+    builder = _Builder(graph, times, given)
     for sink in find_sinks(graph):
         found = decide(builder, sink)
         if found is not None:
@@ -109,6 +137,7 @@ class _Builder:
 
     graph: Graph
     times: int | None
+    given: frozenset[Value] = frozenset()
     position: Mapping[Node, int] = field(init=False)
     before: dict[Node, list[Node]] = field(default_factory=dict)
     now: dict[Value, Operand] = field(default_factory=dict)
@@ -255,7 +284,7 @@ class _Builder:
             return None
         first = sink.nodes[0]
         source = first.inputs[0]
-        if any(n.inputs[0] is not source for n in sink.nodes):
+        if any(n.inputs[0] is not source for n in sink.nodes) or _stored(source) in self.given:
             return None
         work = replace(self.work(sink, None, sink.measured), others=False)
         if work.saved.seconds <= 0:
@@ -314,6 +343,13 @@ class _Builder:
         ordered, outputs = in_order(nodes, self.now, self.graph.outputs)
         assert len(ordered) == len(nodes), "a kernel needs what is made of its result"
         return drop_dead(self.graph.with_(nodes=tuple(ordered), outputs=tuple(outputs)))
+
+
+def _stored(operand: Operand) -> Operand:
+    """What a value was before it was rounded, and dequantised."""
+    value = root(operand) if isinstance(operand, Value) else operand
+    made = value.node if isinstance(value, Value) else None
+    return made.inputs[0] if made is not None and made.op == "dequantize" else value
 
 
 def _turnable(sink: Sink) -> Sink:

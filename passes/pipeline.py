@@ -21,6 +21,7 @@ from precir.passes.facts import Facts, infer_facts
 from precir.passes.fused_cost import Fused
 from precir.passes.gradients import narrow_gradients
 from precir.passes.kernels import fuse_kernels
+from precir.passes.layers import read_layers
 from precir.passes.loss_scale import SCALE, STEPS, scale_loss
 from precir.passes.narrow_residuals import narrow_residuals
 from precir.passes.observe import named_values
@@ -200,8 +201,12 @@ def _update(state: State) -> State:
 def _kernels(state: State) -> State:
     if state.recipe.kernels == "plain":
         return state
-    graph, fused = fuse_kernels(state.graph, state.recipe.compute)
+    graph, fused = fuse_kernels(state.graph, state.recipe.compute, alone=state.recipe.sharded)
     return replace(state, graph=graph, fused=fused)
+
+
+def _layers(state: State) -> State:
+    return replace(state, graph=read_layers(state.graph))
 
 
 PASSES: tuple[tuple[str, Pass], ...] = (
@@ -216,6 +221,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("delayed", _delayed),
     ("update", _update),
     ("kernels", _kernels),
+    ("layers", _layers),
 )
 
 

@@ -117,6 +117,9 @@ class Recipe:
         arXiv 2306.09782).
       kernels: "fused" computes and quantises in one kernel where that is expected to take less
         time (`precir.passes.kernels`); "plain" never does.
+      sharded: whether weights are cut among devices and collected for their products (FSDP,
+        ZeRO-3). Each then crosses in one copy, which is turned where a product reads it so; else a
+        kernel writes both, which costs less memory traffic.
       stored: format in which `precir.quantize_model` stores what products in 16 bits read: "int8",
         under scales over what `weight_scales` says; None stores it in these 16 bits.
       overrides: exceptions by scope; the last that matches wins.
@@ -144,6 +147,7 @@ class Recipe:
     loss_scaling: bool = False
     update: str = "plain"
     kernels: str = "fused"
+    sharded: bool = False
     stored: str | None = None
     overrides: tuple[Override, ...] = ()
     chosen: tuple[Chosen, ...] = ()

@@ -274,7 +274,8 @@ class FunctionWriter(LoopWriter):
 
 
 _NO_NAMES = frozenset({
-    "T", "astype", "bfloat16", "float16", "float32", "jnp", "lax", "np", "reshape", "unscale",
+    "Layer", "T", "astype", "bfloat16", "float16", "float32", "jnp", "layer", "lax", "np",
+    "reshape", "unscale",
 })  # fmt: skip
 _NAMED_BY_SCOPE = {"dot_general", "scaled_dot", "conv_general_dilated"}
 _INLINE = {
@@ -283,4 +284,5 @@ _INLINE = {
     "not", "select_n", "convert_element_type", "cast", "reshape", "transpose", "squeeze",
     "broadcast_in_dim", "reduce_sum", "reduce_max", "abs", "sign", "erf", "pow", "log1p",
     "is_finite", "stop_gradient", "iota", "expm1", "dequantize", "delayed_scale", "current_scale",
+    "layer",
 }  # fmt: skip

@@ -167,6 +167,11 @@ def _row(node: Node, w: Writer) -> Template:
     return Template((f"{w.use('precir.kernels', 'row')}(", Hole(0), ", ", Hole(1, bare=True), ")"))
 
 
+def _layer(node: Node, w: Writer) -> Template:
+    del node
+    return Template((f"{w.use('precir.kernels', 'Layer')}(", Hole(0), ", ", Hole(1), ")"))
+
+
 def _put_row(node: Node, w: Writer) -> Template:
     del node
     put = w.use("precir.kernels", "put_row")
@@ -222,6 +227,7 @@ OPS: tuple[Op, ...] = (
     Op("dequantize", OWN, folds.dequantize, laws.unscaled, _dequantize),
     Op("element", OWN, functions.anything, laws.unscaled, _element),
     Op("row", OWN, pointwise.same_as_operand, laws.unscaled, _row),
+    Op("layer", OWN, pointwise.same_as_operand, laws.unscaled, _layer),
     Op("put_row", OWN, moving.dynamic_update_slice, laws.unscaled, _put_row),
     Op("finite_amax", OWN, functions.anything, laws.unscaled, _finite_amax),
     Op("delayed_scale", OWN, functions.anything, laws.unscaled, _delayed_scale),

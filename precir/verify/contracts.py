@@ -397,6 +397,7 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "amax_scale": _scale,
     "element": _element,
     "row": _row,
+    "layer": _row,
     "put_row": _put_row,
     "finite_amax": _amax,
     "delayed_scale": _delayed_scale,
