@@ -26,6 +26,7 @@ from precir.passes.loss_scale import SCALE, STEPS, scale_loss
 from precir.passes.narrow_residuals import narrow_residuals
 from precir.passes.observe import named_values
 from precir.passes.proved import fold_proved
+from precir.passes.recomputed import hand_scales_on
 from precir.passes.residuals import share_residuals
 from precir.passes.scales import BAND, WIDE_BAND, Options, propagate_scales
 from precir.passes.simplify import drop_dead, simplify
@@ -205,6 +206,13 @@ def _kernels(state: State) -> State:
     return replace(state, graph=graph, fused=fused)
 
 
+def _recomputed(state: State) -> State:
+    """After all that changes what loops compute, and before kernels give values other names."""
+    if state.recipe.forward is None or state.recipe.scaling != "current":
+        return state
+    return replace(state, graph=hand_scales_on(state.graph))
+
+
 def _layers(state: State) -> State:
     return replace(state, graph=read_layers(state.graph))
 
@@ -220,6 +228,7 @@ PASSES: tuple[tuple[str, Pass], ...] = (
     ("residuals", _residuals),
     ("delayed", _delayed),
     ("update", _update),
+    ("recomputed", _recomputed),
     ("kernels", _kernels),
     ("layers", _layers),
 )
