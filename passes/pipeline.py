@@ -208,8 +208,6 @@ def _kernels(state: State) -> State:
 
 def _recomputed(state: State) -> State:
     """After all that changes what loops compute, and before kernels give values other names."""
-    if state.recipe.forward is None or state.recipe.scaling != "current":
-        return state
     return replace(state, graph=hand_scales_on(state.graph))
 
 

@@ -27,6 +27,8 @@ _SCALAR: Final = Type((), "float32")
 
 def hand_scales_on(graph: Graph) -> Graph:
     """Apply to every level of the program."""
+    if not any(map(_measured, graph.walk())):
+        return graph
     return _level(map_regions(graph, _level))
 
 
