@@ -18,6 +18,8 @@ import numpy as np
 from jax import Array
 from jax.typing import DTypeLike
 
+from precir.kernels.workspace import launch_with_workspace
+
 FP8_CAPABILITY: Final = 89  # the first with FP8 conversions: Ada, then Hopper (90)
 SHARED_MEMORY: Final = 227 * 1024  # bytes a program may use on Hopper
 
@@ -37,6 +39,7 @@ def launch(
     warps: int = 4,
     stages: int = 3,
     in_place: Mapping[int, int] | None = None,
+    descriptors: int = 0,
     **constants: Any,
 ) -> tuple[Array, ...]:
     """What ``kernel`` (a ``triton.jit`` function) writes: arrays of the types ``out``.
@@ -49,10 +52,26 @@ def launch(
     ``in_place`` gives arrays, by number, that results lie in the place of. Every element that the
     kernel writes there has to be made of what it read there. XLA copies such an array first where
     something else reads it later, or it is an argument that is not donated.
+
+    ``descriptors`` is how many tensor descriptors each program makes, at most; with any, nothing is
+    in place. See `precir.kernels.workspace`.
     """
     capability, runner = _target.get() or (None, None)
     if runner is not None:
         return tuple(runner(kernel, arrays, out, grid, constants))
+    if descriptors:
+        assert not in_place
+        return launch_with_workspace(
+            kernel,
+            arrays,
+            out,
+            grid,
+            descriptors=descriptors,
+            warps=warps,
+            stages=stages,
+            capability=capability,
+            constants=constants,
+        )
     import jax_triton
 
     results = jax_triton.triton_call(
