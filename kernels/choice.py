@@ -142,6 +142,17 @@ def seconds(
     return times
 
 
+def tuned(
+    shapes: Sequence[int], granularity: tuple[Grain, Grain], device: str = ""
+) -> dict[str, Any] | None:
+    """The tiles that were fastest by Triton at the measured shapes nearest to these, as the fields
+    of a `precir.kernels.tiling.Tiling`; None where none were measured.
+    """
+    rows = [r for r in _rows(_known(device), granularity) if r.get("tiling")]
+    near = min(rows, key=lambda r: _apart(r["shapes"], shapes), default=None)
+    return near and cast(dict[str, Any], near["tiling"])
+
+
 def _modelled(
     way: Way,
     shapes: tuple[int, ...],

@@ -1,7 +1,8 @@
 """How a product becomes a launch of the Triton kernel: axes merged, layouts, scales, tiles.
 
-Tiles are loaded through pointers, ``cp.async`` 16 bytes at a time, and not by Hopper's TMA: its
-descriptors are made in scratch memory, for which jax_triton 0.3 hands every kernel a null pointer.
+Tiles are loaded through pointers, ``cp.async`` 16 bytes at a time, or where the tiling says so by
+Hopper's TMA, through descriptors that each program makes first (`precir.kernels.workspace`). TMA
+asks for operands contiguous along K: where one is turned in the kernel, both go through pointers.
 MX operands, with a scale for every 32, are multiplied in FP8 32 at a time, the sums added in
 float32; `precir.kernels.choice` knows that this is slow.
 """
@@ -9,11 +10,8 @@ float32; `precir.kernels.choice` knows that this is slow.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from jax import Array, lax
@@ -23,44 +21,12 @@ from precir.kernels.choice import Grain, multiprocessors
 from precir.kernels.epilogue import Epilogue, split
 from precir.kernels.launch import launch, result
 from precir.kernels.primitive import Results
+from precir.kernels.tiling import tiles
 from precir.scaled import full_block, spread
 
 Axes = tuple[int, ...]
 Strides = tuple[int, int, int]
 """Of the batch, of rows and of what is summed over, in elements."""
-
-
-class Tiling(NamedTuple):
-    """How the kernel cuts a product up: the sizes of a tile, and how many programs of how many
-    warps run, loading how many steps of K ahead.
-    """
-
-    m: int
-    n: int
-    k: int
-    warps: int
-    stages: int
-    group: int = 8
-    resident: int = 1
-    """Programs for each multiprocessor."""
-    flatten: bool = True
-    """Whether a tile is loaded while the one before it is finished: one program has then all the
-    shared memory that it can use."""
-
-
-_tiling: ContextVar[Tiling | None] = ContextVar("tiling", default=None)
-
-
-@contextmanager
-def tiled(tiling: Tiling | None) -> Iterator[None]:
-    """Inside, kernels that are lowered use these tiles, but K steps as scales allow: to tune them,
-    and to test small ones.
-    """
-    token = _tiling.set(tiling)
-    try:
-        yield
-    finally:
-        _tiling.reset(token)
 
 
 @dataclass(frozen=True)
@@ -79,6 +45,13 @@ class Side:
     def grain(self) -> Grain:
         rows = self.block[0] if self.scale_strides[1] else 0
         return Grain(rows, self.block[1])
+
+    @property
+    def described(self) -> bool:
+        """Whether a tensor descriptor can say where it lies: contiguous along K, the rest in steps
+        of 16 bytes.
+        """
+        return self.strides[2] == 1 and not any(step % 16 for step in self.strides[:2])
 
     def turned(self) -> Side:
         """The same with K contiguous, in a transposed copy if it was not: XLA makes the copy, as
@@ -189,16 +162,6 @@ def sides(
     return left, right
 
 
-def tiles(m: int, n: int, step: int) -> Tiling:
-    """The tiles of a product of ``m`` by ``n``, of at most ``step`` along K: not yet tuned."""
-    given = _tiling.get()
-    if given is not None:
-        return given._replace(k=min(given.k, step))
-    if m <= 64 or n <= 64:
-        return Tiling(64, 128, step, 4, 4) if m <= n else Tiling(128, 64, step, 4, 4)
-    return Tiling(128, 128, step, 8, 4)
-
-
 def multiply(
     left: Side,
     right: Side,
@@ -221,7 +184,8 @@ def multiply(
         right = right.turned()
     left, right = left.padded(), right.padded()
     batch, _, k = left.size
-    tiling = tiles(m, n, _step(left, right))
+    tiling = tiles((batch, m, n, k), (left.grain, right.grain), _step(left, right))
+    tma = tiling.tma and left.described and right.described
     count = math.ceil(m / tiling.m) * math.ceil(n / tiling.n)
     programs = min(batch * count, multiprocessors() * tiling.resident)
     bias, scale = split(extra, epilogue)
@@ -239,6 +203,7 @@ def multiply(
         (programs,),
         warps=tiling.warps,
         stages=tiling.stages,
+        descriptors=2 if tma else 0,
         BATCH=batch,
         M=m,
         N=n,
@@ -260,6 +225,7 @@ def multiply(
         GROUP=tiling.group,
         PROGRAMS=programs,
         FLATTEN=tiling.flatten,
+        TMA=tma,
     )
     product = product.reshape(shape)
     if epilogue.kept is None:

@@ -20,7 +20,7 @@ from precir.kernels.choice import prefer
 from precir.kernels.launch import SHARED_MEMORY
 from precir.kernels.quantize import quantize_reference
 from precir.kernels.scaled_dot import ScaledDotError, _prepared, scaled_dot_reference
-from precir.kernels.scaled_dot_triton import Tiling, tiled
+from precir.kernels.tiling import Tiling, tiled
 from tests.crosslower import lower_for_cuda
 from tests.interpreter import interpreted
 
@@ -58,10 +58,18 @@ def by_triton(a: Any, b: Any, dims: Any, **options: Any) -> Any:
     operands, params = _prepared(a, b, dims, *values)
     with interpreted(), only_triton():
         results = cuda.on_cuda(*operands, **params)
+    with interpreted(), only_triton(SMALL._replace(tma=True)):
+        again = cuda.on_cuda(*operands, **params)
+    for one, other in zip(results, again, strict=True):
+        np.testing.assert_array_equal(bits(one), bits(other))
     first = results[0]
     if options.get("out_scale") is not None:
         first = ScaledArray(first, jnp.asarray(options["out_scale"], np.float32))
     return (first, results[1]) if options.get("amax") else first
+
+
+def bits(x: Any) -> np.ndarray:
+    return np.atleast_1d(x).view(np.uint8)
 
 
 def wide(a: ScaledArray, b: ScaledArray, dims: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -408,7 +416,13 @@ def types(m: int, n: int, k: int, pair: tuple[Format, Format]) -> list[Any]:
     return [jax.ShapeDtypeStruct(s, f.dtype) for s, f in zip(shapes, pair, strict=True)]
 
 
-def compiled(pair: Any, blocks: Any, shape: tuple[int, int, int], **options: Any) -> Any:
+def compiled(
+    pair: Any,
+    blocks: Any,
+    shape: tuple[int, int, int],
+    tiling: Tiling | None = None,
+    **options: Any,
+) -> Any:
     """The kernel of a product of ``shape`` (M, N, K), for Hopper."""
     from precir.scaled import scale_shape
 
@@ -422,7 +436,7 @@ def compiled(pair: Any, blocks: Any, shape: tuple[int, int, int], **options: Any
         a, b = ScaledArray(x, s, blocks[0]), ScaledArray(y, t, blocks[1])
         return scaled_dot(a, b, NT, **options)
 
-    with only_triton(None):
+    with only_triton(tiling):
         _, (kernel,) = lower_for_cuda(f, data[0], scales[0], data[1], scales[1])
     return kernel
 

@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from precir.kernels import E4M3, ScaledArray, scaled_dot
 from precir.kernels.choice import prefer
 from precir.kernels.launch import target
+from precir.kernels.tiling import Tiling, tiled
 from precir.target import card, compile_only
 
 everywhere = NamedSharding(Mesh(np.array(compile_only(card("h100"), 1)), ("d",)), PartitionSpec())
@@ -38,12 +39,14 @@ types = [
         ((640, 384), eight), ((384,), wide),
     )
 ]
-for way in ("triton", "xla", "bf16"):
-    with prefer(way), target(90):
+ways = {name: (name, None) for name in ("triton", "xla", "bf16")}
+ways["tma"] = "triton", Tiling(128, 128, 128, 8, 4, tma=True)
+for name, (way, tiling) in ways.items():
+    with prefer(way), target(90), tiled(tiling):
         text = jax.jit(lambda *args: f(*args)).trace(*types).lower().compile(
             compiler_options={"xla_gpu_enable_triton_gemm": False}
         ).as_text()
-    print(way, *sorted(re.findall(r'custom_call_target="([^"]+)"', text)))
+    print(name, *sorted(re.findall(r'custom_call_target="([^"]+)"', text)))
 """
 
 
@@ -58,4 +61,5 @@ def test_xla_compiles_it_for_an_h100() -> None:
         ["triton", ours, ours],
         ["xla", eight, ours],
         ["bf16", sixteen, sixteen],
+        ["tma", ours, ours],
     ]

@@ -37,6 +37,7 @@ def scaled_dot(
     GROUP: tl.constexpr,
     PROGRAMS: tl.constexpr,
     FLATTEN: tl.constexpr,
+    TMA: tl.constexpr,
 ):
     """out[batch, m, n] = f(sum over k of a[batch, m, k] * b[batch, n, k]), a tile at a time.
 
@@ -54,9 +55,13 @@ def scaled_dot(
     Programs go through the tiles of the result in steps of ``PROGRAMS``, in groups of ``GROUP``
     rows of tiles, so that what runs at one time shares operands in the L2 cache. With ``FLATTEN``
     the loops over tiles and over K are one, so that a tile is loaded while the one before it is
-    still being finished.
+    still being finished. With ``TMA`` tiles of the operands are loaded through tensor descriptors,
+    and have to be contiguous along K, all other strides multiples of 16.
     """
     program = tl.program_id(0)
+    if TMA:
+        a_tiles = _tiles(a, BATCH, M, K, A_STRIDES, BLOCK_M, BLOCK_K)
+        b_tiles = _tiles(b, BATCH, N, K, B_STRIDES, BLOCK_N, BLOCK_K)
     across: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     down: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
     turns = tl.cdiv(BATCH * down * across - program, PROGRAMS)
@@ -83,8 +88,12 @@ def scaled_dot(
                 s = _scales(left, m0, rows, k, M, A_SCALES, A_BLOCK, BLOCK_M)
             if B_BLOCK[1] != 0:
                 t = _scales(right, n0, columns, k, N, B_SCALES, B_BLOCK, BLOCK_N)
-            x = _load(a_tile, row_in[:, None], ks[None, :] < K - k, M % BLOCK_M, K % BLOCK_K)
-            y = _load(b_tile, column_in[None, :], ks[:, None] < K - k, N % BLOCK_N, K % BLOCK_K)
+            if TMA:
+                x = _fetch(a_tiles, batch, m0, k, BATCH)
+                y = _fetch(b_tiles, batch, n0, k, BATCH).T
+            else:
+                x = _load(a_tile, row_in[:, None], ks[None, :] < K - k, M % BLOCK_M, K % BLOCK_K)
+                y = _load(b_tile, column_in[None, :], ks[:, None] < K - k, N % BLOCK_N, K % BLOCK_K)
             part = tl.dot(x, y)
             if A_BLOCK[1] != 0 and B_BLOCK[1] != 0:
                 total = tl.fma(part, s[:, None] * t[None, :], total)
@@ -94,8 +103,9 @@ def scaled_dot(
                 total = tl.fma(part, tl.broadcast_to(t[None, :], part.shape), total)
             else:
                 total += part
-            a_tile += BLOCK_K * A_STRIDES[2]
-            b_tile += BLOCK_K * B_STRIDES[2]
+            if not TMA:
+                a_tile += BLOCK_K * A_STRIDES[2]
+                b_tile += BLOCK_K * B_STRIDES[2]
         s = tl.full((BLOCK_M,), 1.0, tl.float32)
         t = tl.full((BLOCK_N,), 1.0, tl.float32)
         if A_BLOCK[1] == 0:
@@ -117,6 +127,36 @@ def scaled_dot(
             tl.store(target, held, mask=inside)
         else:
             tl.store(target, total.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _tiles(
+    operand,
+    BATCH: tl.constexpr,
+    ROWS: tl.constexpr,
+    K: tl.constexpr,
+    STRIDES: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """What the tiles of an operand, contiguous along K, are loaded through by TMA: zeros past the
+    end of any axis, so that no tile reaches into the next of a batch.
+    """
+    if BATCH == 1:
+        return tl.make_tensor_descriptor(operand, [ROWS, K], [STRIDES[1], 1], [BLOCK, BLOCK_K])
+    else:
+        return tl.make_tensor_descriptor(
+            operand, [BATCH, ROWS, K], [STRIDES[0], STRIDES[1], 1], [1, BLOCK, BLOCK_K]
+        )
+
+
+@triton.jit
+def _fetch(tiles, batch, row, k, BATCH: tl.constexpr):
+    """A tile by TMA."""
+    if BATCH == 1:
+        return tiles.load([row, k])
+    else:
+        return tiles.load([batch.to(tl.int32), row, k]).reshape(tiles.block_shape[1:])
 
 
 @triton.jit
