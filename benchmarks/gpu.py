@@ -3,7 +3,7 @@
     python benchmarks/gpu.py                         under ten minutes; needs an NVIDIA GPU
     python benchmarks/gpu.py --wheel wheels/         packages that the machine lacks: jax-triton
     python benchmarks/gpu.py --only "time product"   the jobs with this in their name
-    python benchmarks/gpu.py --choice                measures kernels/choice.json anew instead
+    python benchmarks/gpu.py --choice --minutes 20   measures kernels/choice.json anew instead
     python benchmarks/gpu.py --tiny                  all of it on a CPU: tiny, and without times
 
 First every kernel is checked at odd sizes against its reference on the CPU (gpu_kernels.py), then

@@ -24,6 +24,7 @@ from jax import lax
 
 from precir.kernels.choice import prefer
 from precir.kernels.launch import target
+from precir.kernels.tiling import Tiling, tiled
 from precir.target.hlo import parse
 from precir.target.traffic import traffic
 
@@ -39,16 +40,16 @@ def on_gpu() -> bool:
 
 
 @contextmanager
-def taking(way: str | None) -> Iterator[None]:
+def taking(way: str | None, tiling: Tiling | None = None) -> Iterator[None]:
     """Inside, programs are compiled for one way of `precir.kernels.choice`; "reference" is none of
-    our kernels, and None the usual.
+    our kernels, and None the usual. ``tiling`` is that of products by Triton, None the usual.
     """
     if way == "reference":
         # No GPU that kernels are for: each takes its plain JAX reference.
         with target(0) if on_gpu() else nullcontext():
             yield
     else:
-        with prefer(way):  # type: ignore[arg-type]
+        with prefer(way), tiled(tiling):  # type: ignore[arg-type]
             yield
 
 

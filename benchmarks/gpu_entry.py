@@ -10,6 +10,7 @@ from jax import lax
 from jax import numpy as jnp
 
 from precir.kernels import E4M3
+from precir.kernels.tiling import USUAL, Tiling
 from precir.scaled import ScaledArray
 
 Sizes = tuple[int, ...]
@@ -33,9 +34,9 @@ class Kernel:
     """A function with what it takes and what it may cost.
 
     ``arguments`` makes them from a key, sizes, and whether to mix in special values. ``work`` are
-    its multiplications and additions in the format ``rate``. ``way`` is as `gpu_clock.taking`
-    has it. ``aim`` is what to reach: a share of the floor ("share"), operations in a second
-    ("rate"), or so many times as fast as the group's base ("over").
+    its multiplications and additions in the format ``rate``. ``way`` and ``tiling`` are as
+    `gpu_clock.taking` has them. ``aim`` is what to reach: a share of the floor ("share"),
+    operations in a second ("rate"), or so many times as fast as the group's base ("over").
     """
 
     name: str
@@ -49,6 +50,7 @@ class Kernel:
     rate: Literal["fp8", "bf16"] = "fp8"
     expected: Callable[..., Any] | None = None
     way: str | None = None
+    tiling: Tiling | None = None
     aim: tuple[str, float] | None = None
 
 
@@ -63,6 +65,15 @@ class Group:
     kernels: tuple[Kernel, ...]
     base: str
     rank: float
+
+
+def said(tiling: Tiling) -> str:
+    """A tiling in words: what is not as usual."""
+    differ = [n for n, v in tiling._asdict().items() if v != getattr(USUAL, n)]
+    words = [n.upper() if v is True else f"{v} {n}" if v else f"no {n}"
+             for n, v in tiling._asdict().items() if n in differ and n not in "mn"]  # fmt: skip
+    tile = [f"{tiling.m}x{tiling.n}"] if {"m", "n"} & set(differ) else []
+    return " ".join([*tile, *words]) or "usual tiles"
 
 
 # --- how results are judged -----------------------------------------------------------------------

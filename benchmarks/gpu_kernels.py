@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from gpu_entry import SAME, WITHIN, Group, Kernel, Sizes, numbers
+from gpu_entry import SAME, WITHIN, Group, Kernel, Sizes, numbers, said
 from gpu_fused import FUSED
 from jax import lax
 from jax import numpy as jnp
@@ -34,6 +34,7 @@ from precir.kernels import (
     quantize_stochastic,
     scaled_dot,
 )
+from precir.kernels.tiling import USUAL, Tiling
 from precir.scaled import ScaledArray
 
 NT = (((1,), (1,)), ((), ()))  # both operands contiguous along what is summed over
@@ -175,13 +176,16 @@ _product = partial(
 )  # fmt: skip
 
 
-def scaled_product(grains: str, way: str | None, **options: Any) -> Kernel:
-    """scaled_dot under these scales, by this way."""
+def scaled_product(
+    grains: str, way: str | None, tiling: Tiling | None = None, **options: Any
+) -> Kernel:
+    """scaled_dot under these scales, by this way; by Triton with this tiling, if one is given."""
     make = partial(operands, grains=grains, **options)
     how = {"triton": "", None: ", as chosen"}.get(way, f", by {way}")
+    how += f", {said(tiling)}" if tiling else ""
     formats = ", E4M3 x E5M2" if options else ""
     function = partial(scaled_dot, dimension_numbers=NT, out=jnp.bfloat16)
-    return _product(f"scaled_dot, {grains}{formats}{how}", function, make, way=way)
+    return _product(f"scaled_dot, {grains}{formats}{how}", function, make, way=way, tiling=tiling)
 
 
 def _raw(a: Any, b: Any) -> Any:
@@ -219,18 +223,31 @@ BF16 = _product(
     "bf16", partial(lax.dot_general, dimension_numbers=NT), _wide, rate="bf16"
 )  # fmt: skip
 XLA_FP8 = _product("XLA FP8, tensor", _raw, partial(operands, grains="tensor"))
+TMA = USUAL._replace(tma=True)
 DOTS = tuple(scaled_product(grains, "triton") for grains in GRAINS)
+BY_TMA = {g: scaled_product(g, "triton", TMA) for g in GRAINS if g != "mx"}
 LAYER = _product(
     "scaled_dot, bias, gelu, E4M3 out, amax", _layer, _layer_operands, expected=_layer_exact,
     way="triton",
 )  # fmt: skip
+LAYER_BY_TMA = replace(LAYER, name=f"{LAYER.name}, TMA", tiling=TMA)
 BY_OTHERS = (
     scaled_product("tensor", "xla"), scaled_product("row", "xla"),
     scaled_product("tensor", "bf16"),
     scaled_product("row", "triton", formats=(E4M3, E5M2)),
 )  # fmt: skip
 
-KERNELS = (*QUANTIZE, *DOTS, *FUSED, LAYER, XLA_FP8, *BY_OTHERS, *OTHERS)
+KERNELS = (
+    *QUANTIZE,
+    *DOTS,
+    *FUSED,
+    LAYER,
+    *BY_TMA.values(),
+    LAYER_BY_TMA,
+    XLA_FP8,
+    *BY_OTHERS,
+    *OTHERS,
+)
 
 # Those that are run in the tiny mode; of the others the shapes are made.
 TINY = frozenset(
@@ -254,7 +271,7 @@ def groups(tiny: bool = False) -> tuple[Group, ...]:
         product = Group("product", TINY_PRODUCT, (BF16, XLA_FP8, DOTS[0]), "bf16", 1)
         return Group(QUANTIZE[0].name, SMALL_MATRIX, _beside_xla(QUANTIZE[0]), "XLA", 0), product
     found = [Group(k.name, LARGE, _beside_xla(k), "XLA", 0) for k in QUANTIZE]
-    timed = (BF16, XLA_FP8, *DOTS[:4])
+    timed = (BF16, XLA_FP8, *DOTS[:4], *(BY_TMA[grains] for grains in AIMS))
     for sizes in (*SQUARES, *LAYERS[::2]):
         # The last is what the choice says of one scale for each tensor: the one that users get.
         chosen = replace(scaled_product("tensor", None), aim=("over", 1.0))
@@ -263,7 +280,7 @@ def groups(tiny: bool = False) -> tuple[Group, ...]:
     for kernel in FUSED:
         sizes = STATE if kernel.name.startswith("adam") else WIDE
         found.append(Group(kernel.name, sizes, _beside_xla(kernel), "XLA", 3))
-    found.append(Group(LAYER.name, SQUARES[1], (LAYER,), "", 4))
+    found.append(Group(LAYER.name, SQUARES[1], (LAYER, LAYER_BY_TMA), LAYER.name, 4))
     found += [Group(k.name, LARGE, _beside_xla(k), "XLA", 4) for k in OTHERS]
     found += [Group(k.name, (2048, 4096), _beside_xla(k), "XLA", 5) for k in QUANTIZE[:6]]
     return tuple(sorted(found, key=lambda g: g.rank))

@@ -15,71 +15,23 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gpu_kernels as kernels
 import gpu_steps as steps
 import jax
 import numpy as np
-from gpu_clock import chain, environment, made_of, taking, together
+from gpu_bench import Bench, Job, argument_sets, arguments, failure, judged, moved, timed, wanted
+from gpu_clock import chain, environment, made_of, taking
 from gpu_entry import Group, Kernel, Sizes, numbers
+from gpu_ways import GRAINS, time_ways
 from jax import numpy as jnp
 
-A_RUN = 2e-3  # seconds that a program should take
-MOST_SETS, MOST_BYTES = 32, 4 << 30
+from precir.kernels.tiling import TUNED
+
 GIB = 1 << 30
-
-
-@dataclass(frozen=True)
-class Job:
-    """Something to run; ``guess`` is how many seconds of time must be left to start it."""
-
-    name: str
-    guess: float
-    run: Callable[["Bench"], None]
-
-
-@dataclass
-class Bench:
-    """What a job needs of the run that it is part of."""
-
-    say: Callable[[dict[str, Any]], None]
-    tiny: bool
-    until: float
-    without: set[tuple[str, str]]
-    job: str = ""
-
-    def at(self, contender: str) -> None:
-        """Says who is about to run."""
-        self.say({"at": contender})
-
-    def skips(self, contender: str) -> bool:
-        """Whether it has taken a process with it already."""
-        return (self.job, contender) in self.without
-
-    def has(self, seconds: float) -> bool:
-        """Whether there is so much time left."""
-        return time.time() + seconds < self.until
-
-    def row(self, section: str, name: str, size: str, **found: Any) -> None:
-        """A row of the table, or part of one."""
-        self.say({"row": {"section": section, "name": name, "size": size} | found})
-
-
-def failure(error: Exception) -> str:
-    """One line of what went wrong. Ends the process if the GPU does not answer any more, as after
-    a kernel has read what is not there: nothing else would run either.
-    """
-    lines = str(error).strip().splitlines() or [""]
-    text = f"failed: {type(error).__name__}: {lines[0][:160]}"
-    try:
-        jax.block_until_ready(jnp.arange(3) + 1)
-    except Exception:
-        print(text, file=sys.stderr, flush=True)
-        os._exit(3)
-    return text
 
 
 # --- kernels --------------------------------------------------------------------------------------
@@ -106,7 +58,7 @@ def difference(kernel: Kernel, sizes: Sizes) -> float:
     """How far a kernel's result on this device is from the reference's on the CPU."""
     cpu, device = jax.devices("cpu")[0], jax.devices()[0]
     with jax.default_device(cpu):
-        args = _arguments(kernel, sizes, 0, special=True)
+        args = arguments(kernel, sizes, 0, special=True)
         if kernel.expected is None:
             expected = jax.jit(lambda *args: kernel.function(*args))(*args)
     actual = jax.device_put(_run(kernel, jax.device_put(args, device)), cpu)
@@ -117,31 +69,14 @@ def difference(kernel: Kernel, sizes: Sizes) -> float:
         return float(jax.jit(kernel.judge.differ)(actual, expected))
 
 
-def _arguments(kernel: Kernel, sizes: Sizes, seed: int, special: bool = False) -> Any:
-    with taking("reference"):
-        return _maker(kernel.arguments, sizes, special)(jax.random.key(seed))
-
-
-@cache
-def _maker(arguments: Callable[..., Any], sizes: Sizes, special: bool) -> Any:
-    return jax.jit(partial(arguments, sizes=sizes, special=special))
-
-
 def _shapes(kernel: Kernel) -> Any:
     make = partial(kernel.arguments, sizes=kernel.tiny, special=True)
     return jax.eval_shape(make, jax.random.key(0))
 
 
 def _run(kernel: Kernel, args: Any) -> Any:
-    with taking(kernel.way):
+    with taking(kernel.way, kernel.tiling):
         return jax.jit(lambda *args: kernel.function(*args)).lower(*args).compile()(*args)
-
-
-def moved(kernel: Kernel, args: Any) -> int:
-    """The bytes that a kernel reads and writes: see gpu_kernels."""
-    results = jax.eval_shape(kernel.function, *args)
-    sizes = [sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(v)) for v in (args, results)]
-    return kernel.reads * sizes[0] + sizes[1]
 
 
 def time_group(bench: Bench, group: Group) -> None:
@@ -156,9 +91,9 @@ def time_group(bench: Bench, group: Group) -> None:
         sizes = kernel.tiny if bench.tiny else group.sizes
         try:
             if kernel.arguments not in sets:
-                sets[kernel.arguments] = _sets(bench, kernel, sizes)
+                sets[kernel.arguments] = argument_sets(bench, kernel, sizes)
             args = sets[kernel.arguments]
-            with taking(kernel.way):
+            with taking(kernel.way, kernel.tiling):
                 calls[kernel.name] = chain(kernel.function, args)
             work = kernel.work(sizes) if kernel.work else 0.0
             facts[kernel.name] = {
@@ -171,46 +106,13 @@ def time_group(bench: Bench, group: Group) -> None:
         except Exception as error:
             calls.pop(kernel.name, None)
             row(kernel.name, failed=failure(error), base=group.base)
-    for name, seconds in _timed(bench, calls, 0.25, row).items():
+    for name, seconds in timed(bench, calls, 0.25, row).items():
         row(name, seconds=seconds / facts[name]["sets"] if seconds else None, **facts[name])
-
-
-def _timed(bench: Bench, calls: Any, seconds: float, row: Any) -> dict[str, float | None]:
-    """All in turns; one that fails is left out, and they start again."""
-    if bench.tiny:
-        return dict.fromkeys(calls)
-    while calls:
-        last = [""]
-
-        def at(name: str, last: list[str] = last) -> None:
-            if name != last[0]:
-                last[0] = name
-                bench.at(name)
-
-        try:
-            return dict(together(calls, seconds, at))
-        except Exception as error:
-            row(last[0], failed=failure(error))
-            calls.pop(last[0])
-    return {}
-
-
-def _sets(bench: Bench, kernel: Kernel, sizes: Sizes) -> list[Any]:
-    first = _arguments(kernel, sizes, 0)
-    size = moved(kernel, first)
-    guess = max(size / 3e12, kernel.work(sizes) / 1e15 if kernel.work else 0.0, 4e-6)
-    count = min(math.ceil(A_RUN / guess), MOST_SETS, MOST_BYTES // size)
-    count = 2 if bench.tiny else max(2, count)
-    return [first, *(_arguments(kernel, sizes, seed) for seed in range(1, count))]
 
 
 def _at_size(kernel: Kernel, call: Any, args: Any) -> str:
     """The first result against XLA's on this device."""
-    actual = call()[0]
-    with taking("reference"):
-        wanted = kernel.expected or kernel.function
-        expected = jax.jit(lambda *args: wanted(*args))(*args)
-        return kernel.judge.verdict(float(jax.jit(kernel.judge.differ)(actual, expected)))
+    return judged(kernel, call()[0], wanted(kernel, args))
 
 
 def ceilings(bench: Bench) -> None:
@@ -230,7 +132,7 @@ def ceilings(bench: Bench) -> None:
         "bf16": chain(jnp.matmul, [(a[0], a[1]), (a[1], a[2]), (a[2], a[0])]),
     }
     row = partial(bench.row, "ceiling")
-    for name, seconds in _timed(bench, named, 0.5, partial(row, size="")).items():
+    for name, seconds in timed(bench, named, 0.5, partial(row, size="")).items():
         product = name == "bf16"
         row(
             "bf16 product" if product else name,
@@ -270,7 +172,7 @@ def time_steps(bench: Bench, model: steps.Model) -> None:
         except Exception as error:
             calls.pop(name, None)
             row(name, failed=failure(error))
-    for name, seconds in _timed(bench, calls, 2.0, row).items():
+    for name, seconds in timed(bench, calls, 2.0, row).items():
         row(name, seconds=seconds, base=steps.BF16, **facts[name])
 
 
@@ -288,32 +190,6 @@ def _step_facts(call: Any, model: steps.Model, name: str) -> dict[str, Any]:
     }
 
 
-# --- the table of choices -------------------------------------------------------------------------
-
-GRAINS = {
-    "tensor": ("tensor", "tensor"), "row": ("row", "row"),
-    "1x128, 128x128": ("1x128", "128x128"), "1x128, 1x128": ("1x128", "1x128"),
-}  # fmt: skip
-
-
-def time_ways(bench: Bench, grains: str, sizes: Sizes) -> None:
-    """Each way of a product, for the measured rows of kernels/choice.json."""
-    ways = ("triton", "xla", "bf16") if grains in ("tensor", "row") else ("triton", "bf16")
-    calls, make = {}, kernels.scaled_product(grains, "triton")
-    args = _sets(bench, make, make.tiny if bench.tiny else sizes)
-    for way in ways:
-        if bench.skips(way):
-            continue
-        bench.at(way)
-        with taking(way):
-            calls[way] = chain(make.function, args)
-    ignored = partial(bench.row, "choice", size="x".join(map(str, sizes)))
-    for way, seconds in _timed(bench, calls, 0.15, ignored).items():
-        found = {"way": way, "granularity": GRAINS[grains], "shapes": [1, *sizes]}
-        each = seconds / len(args) if seconds else None
-        bench.say({"choice": found | {"out": "bfloat16", "epilogue": False, "seconds": each}})
-
-
 # --- the jobs -------------------------------------------------------------------------------------
 
 
@@ -321,11 +197,13 @@ def jobs(choice: bool, tiny: bool, only: str) -> list[Job]:
     """All of them, the most important first."""
     found = [Job("ceilings", 10, ceilings)]
     if choice:
-        sizes = (*kernels.SQUARES, *kernels.LAYERS)
-        for each in sizes[-1:] if tiny else sizes:
+        sizes = dict.fromkeys((*kernels.SQUARES, *kernels.LAYERS[::2]), TUNED)
+        sizes |= dict.fromkeys(kernels.LAYERS[1::2], TUNED[:2])
+        for each in kernels.LAYERS[-1:] if tiny else sizes:
             for grains in GRAINS:
                 name = f"choice {'x'.join(map(str, each))}, {grains}"
-                found.append(Job(name, 8, partial(time_ways, grains=grains, sizes=each)))
+                run = partial(time_ways, grains=grains, sizes=each, tilings=sizes[each])
+                found.append(Job(name, 4 + 2 * len(sizes[each]), run))
         return found
     found += [Job(f"check {k.name}", 8, partial(check, kernel=k)) for k in kernels.KERNELS]
     ranked: list[tuple[float, Job]] = []

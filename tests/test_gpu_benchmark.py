@@ -3,11 +3,13 @@ workers, and all of it end to end in the tiny mode.
 """
 
 import json
+import math
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -17,6 +19,7 @@ import pytest
 
 from precir.kernels import E4M3, ScaledArray
 from precir.kernels import choice as choices
+from precir.kernels.tiling import TUNED, USUAL, tiles
 from tests.cuda import environment
 from tests.test_benchmarks import ROOT, benchmark
 
@@ -131,6 +134,51 @@ def test_measured_choices_replace_those_of_the_same_device() -> None:
         )
     assert "measured near it" in text
     assert "xla 12.3 us" in text
+
+
+def test_the_fastest_right_tiling_goes_into_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And from there into the kernels that are compiled."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    ways, table = benchmark("gpu_ways"), benchmark("gpu_table")
+    times = dict.fromkeys(ways.ways_of("tensor", TUNED), 3e-3)
+    _, by_tma, wrong, fails, *_ = times
+    times |= {by_tma: 2e-3, wrong: 1e-3, fails: 1e-3}
+    monkeypatch.setattr(ways, "timed", lambda _, calls, *__: {name: times[name] for name in calls})
+    judged, taking, running = ways.judged, ways.taking, [""]
+
+    def judge(*args: Any) -> str:
+        return "WRONG: 7" if running[0] == wrong else judged(*args)
+
+    def compile_for(way: str, tiling: Any) -> Any:
+        if running[0] == fails:
+            raise RuntimeError("does not fit")
+        return taking(way, tiling)
+
+    monkeypatch.setattr(ways, "judged", judge)
+    monkeypatch.setattr(ways, "taking", compile_for)
+    found = table.Found(H100)
+    ceiling = {"section": "ceiling", "size": "", "by": "", "seconds": 1.0}
+    found.add(ceiling | {"name": "copy", "bytes": 3e12, "work": 0})
+    found.add(ceiling | {"name": "bf16 product", "bytes": 0, "work": 8e14})
+
+    def say(message: dict[str, Any]) -> None:
+        running[0] = message.get("at", running[0])
+        found.hear(message)
+
+    bench = benchmark("gpu_bench").Bench(say, True, math.inf, set())
+    ways.time_ways(bench, "tensor", (4096, 4096, 4096), TUNED)
+    rows = {name: row["failed"] for (_, name, _), row in found.rows.items() if "failed" in row}
+    assert rows == {
+        wrong: "failed: WRONG: 7",
+        fails: "failed: RuntimeError: does not fit",
+    }
+    new = table.choice_table(found, json.loads(table.CHOICE.read_text()))
+    assert {row["way"] for row in new["measured"]} == set(choices.WAYS)
+    with mock.patch.object(choices, "table", return_value=json.loads(table.laid_out(new))):
+        whole = (choices.Grain(), choices.Grain())
+        assert tiles((1, 8192, 4096, 4096), whole, 128) == TUNED[1]
+        assert TUNED[1].tma
+    assert tiles((1, 8192, 4096, 4096), whole, 128) == USUAL
 
 
 WORKER = """
