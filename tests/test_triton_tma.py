@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from jax import numpy as jnp
 
+import precir
 from precir.formats import F32
 from precir.kernels import E4M3, E5M2, ScaledArray, quantize, scaled_dot, workspace
 from precir.kernels import choice as choices
 from precir.kernels import scaled_dot_cuda as cuda
-from precir.kernels.choice import Grain
+from precir.kernels.choice import Grain, prefer
 from precir.kernels.launch import SHARED_MEMORY, target
 from precir.kernels.scaled_dot import _prepared
-from precir.kernels.tiling import TUNED, USUAL, Tiling, tiles
+from precir.kernels.tiling import TUNED, USUAL, Tiling, tiled, tiles
 from precir.kernels.workspace import WorkspaceError, check
 from tests import interpreter
 from tests.crosslower import lower_for_cuda
@@ -200,3 +201,40 @@ def test_the_fastest_tiling_that_was_measured_is_taken() -> None:
         kernel = compiled((E4M3, E4M3), ((), ()), (2048, 2048, 2048))
     assert "cp.async.bulk.tensor" in kernel.ptx
     assert tiles((1, 6000, 6000, 8192), whole, 128) == USUAL
+
+
+# --- a program
+
+
+def train_step(params: Any, x: Any, y: Any) -> Any:
+    """Layers in a loop, by whose gradient a step is made."""
+
+    def loss(params: Any) -> Any:
+        def layer(x: Any, w: Any) -> Any:
+            return jax.nn.gelu(x @ w), None
+
+        return jnp.mean((jax.lax.scan(layer, x, params)[0] - y) ** 2)
+
+    return jax.tree.map(lambda p, g: p - 0.1 * g, params, jax.grad(loss)(params))
+
+
+@pytest.mark.parametrize("recipe", ["fp8", "fp8-block"])
+def test_a_train_step_compiles_for_an_h100(recipe: str) -> None:
+    """XLA's own compiler takes it, each kernel with memory for its descriptors."""
+    params = jax.ShapeDtypeStruct((4, 512, 512), np.dtype(np.float32))
+    x = jax.ShapeDtypeStruct((1024, 512), np.dtype(np.float32))
+    by_tma: list[bool] = []
+
+    def seen(ptx: str, *args: Any) -> None:
+        check(ptx, *args)
+        by_tma.append("cp.async.bulk.tensor" in ptx)
+
+    from jax_triton import triton_lib
+
+    fresh = mock.patch.object(triton_lib, "_COMPILED_KERNEL_CACHE", {})
+    with fresh, mock.patch.object(workspace, "check", seen), prefer("triton"), tiled(TMA):
+        found = precir.compile(train_step, recipe=recipe).memory(params, x, x)
+    kernels = [p for p in found.products if p.kernel == "Triton scaled_dot"]
+    assert sum(p.count for p in kernels) >= 4
+    assert by_tma
+    assert all(by_tma)
