@@ -185,7 +185,7 @@ def multiply(
     left, right = left.padded(), right.padded()
     batch, _, k = left.size
     tiling = tiles((batch, m, n, k), (left.grain, right.grain), _step(left, right))
-    tma = tiling.tma and left.described and right.described
+    tiling = tiling.possible(left.described and right.described, epilogue.kept is not None)
     count = math.ceil(m / tiling.m) * math.ceil(n / tiling.n)
     programs = min(batch * count, multiprocessors() * tiling.resident)
     bias, scale = split(extra, epilogue)
@@ -201,9 +201,9 @@ def multiply(
         arrays,
         (result((batch, m, n), out), largest),
         (programs,),
-        warps=tiling.warps,
+        warps=4 if tiling.specialize else tiling.warps,  # of which Triton makes eight and four
         stages=tiling.stages,
-        descriptors=2 if tma else 0,
+        descriptors=2 if tiling.tma else 0,
         BATCH=batch,
         M=m,
         N=n,
@@ -225,7 +225,8 @@ def multiply(
         GROUP=tiling.group,
         PROGRAMS=programs,
         FLATTEN=tiling.flatten,
-        TMA=tma,
+        TMA=tiling.tma,
+        SPECIALIZE=tiling.specialize,
     )
     product = product.reshape(shape)
     if epilogue.kept is None:

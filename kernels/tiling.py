@@ -28,6 +28,18 @@ class Tiling(NamedTuple):
     shared memory that it can use."""
     tma: bool = False
     """Whether operands are loaded by TMA where both are contiguous along K, else by pointers."""
+    specialize: bool = False
+    """Whether four warps more do the loading, where that is by TMA and no largest magnitude is
+    kept; the loops are then not flattened."""
+
+    def possible(self, described: bool, kept: bool) -> Tiling:
+        """The nearest to it for operands that a tensor descriptor describes or not, and a kernel
+        that keeps largest magnitudes or not.
+        """
+        tma = self.tma and described
+        specialize = self.specialize and tma and not kept
+        flatten = self.flatten and not specialize
+        return self._replace(tma=tma, specialize=specialize, flatten=flatten)
 
 
 USUAL: Final = Tiling(128, 128, 128, 8, 4)
@@ -35,6 +47,7 @@ TUNED: Final = (
     USUAL,
     USUAL._replace(tma=True),
     Tiling(128, 128, 128, 8, 4, flatten=False, tma=True),
+    Tiling(128, 128, 128, 8, 4, tma=True, specialize=True),
     Tiling(64, 256, 128, 8, 3, tma=True),
     Tiling(64, 128, 128, 4, 4, resident=2, flatten=False),
     Tiling(64, 128, 128, 4, 4, resident=2, flatten=False, tma=True),

@@ -94,8 +94,9 @@ def _lower(
 
     library = triton_lib.triton_kernel_call_lib
     pointers = [triton_lib.get_triton_type(x) for x in (*context.avals_in, *context.avals_out[:-1])]
+    made: list[Any] = []
     compiled, _ = triton_lib.get_or_create_triton_kernel(
-        _backend(len(pointers), descriptors),
+        _backend(len(pointers), descriptors, made),
         "cuda",
         kernel,
         pointers,
@@ -108,6 +109,11 @@ def _lower(
         metaparams=dict(constants),
         dump=False,
     )
+    for ptx, metadata, target in made:  # not where it was compiled before
+        if metadata["num_warps"] != warps:
+            given = metadata["name"], metadata["num_warps"], 1, metadata["shared"], ptx, "", target
+            _specialized[compiled] = library.TritonKernel(*given)
+    compiled = _specialized.get(compiled, compiled)
     parameters = [library.create_array_parameter(0, 16) for _ in pointers]
     parameters.append(library.create_array_parameter(0, DESCRIPTOR))
     call = library.TritonKernelCall(compiled, *grid, parameters).to_proto("", b"")
@@ -116,11 +122,16 @@ def _lower(
     return rule(context, *arrays)
 
 
+_specialized: dict[Any, Any] = {}
+"""By what triton_lib compiled, which starts as many warps as were asked for: the same kernel with
+those that Triton added to load for the others.
+"""
+
 mlir.register_lowering(_call, _lower, platform="cuda")
 
 
-def _backend(pointers: int, descriptors: int) -> Any:
-    """How triton_lib makes a compiler: one that checks what it compiled."""
+def _backend(pointers: int, descriptors: int, made: list[Any]) -> Any:
+    """How triton_lib makes a compiler: one that checks what it compiled, and leaves it here."""
     from jax_triton.triton_lib import cb
 
     class Checked(cb.CUDABackend):  # type: ignore[misc]
@@ -129,9 +140,10 @@ def _backend(pointers: int, descriptors: int) -> Any:
         def make_ptx(self, source: Any, metadata: Any, options: Any, capability: int) -> str:
             ptx: str = super().make_ptx(source, metadata, options, capability)
             check(ptx, metadata, pointers, descriptors)
+            made.append((ptx, metadata, capability))
             return ptx
 
-    return lambda device, capability: Checked(cb.GPUTarget("cuda", capability, 32))
+    return lambda _, capability: Checked(cb.GPUTarget("cuda", capability, 32))
 
 
 def check(ptx: str, metadata: dict[str, Any], pointers: int, descriptors: int) -> None:

@@ -3,6 +3,7 @@
 Its numbers are in test_triton_dot.py, where every product is made by pointers and by TMA.
 """
 
+import re
 import sys
 from typing import Any
 from unittest import mock
@@ -89,7 +90,8 @@ def test_every_tiling_multiplies(tiling: Tiling, block: tuple[int, ...]) -> None
     a = quantize(normal(150, 300), E4M3, block=block)
     b = quantize(normal(280, 300, seed=1), E5M2, block=block)
     actual, constants = launched(a, b, NT, tiling)
-    assert (constants["BLOCK_M"], constants["TMA"]) == (tiling.m, tiling.tma)
+    names = ("BLOCK_M", "TMA", "SPECIALIZE")
+    assert [constants[name] for name in names] == [tiling.m, tiling.tma, tiling.specialize]
     assert_product(actual, *wide(a, b, NT))
 
 
@@ -109,37 +111,76 @@ def test_every_tiling_fits(tiling: Tiling, form: str) -> None:
     if "bias" in options:
         options = {**options, "bias": np.ones(shape[1], np.float32)}
     kernel = compiled((E4M3, E4M3), blocks, shape, tiling, **options)
-    found = kernel.resources()
+    found, (threads,) = kernel.resources(), re.findall(r"\.reqntid (\d+)", kernel.ptx)
+    loaders = 128 if tiling.specialize and not options.get("amax") else 0
+    assert int(threads) == 32 * tiling.warps + loaders
+    assert ("setmaxnreg" in kernel.ptx) == bool(loaders)  # registers from those that load to others
     assert (kernel.shared + 1024) * tiling.resident <= SHARED_MEMORY + 1024
-    assert found["registers"] * 32 * tiling.warps * tiling.resident <= 1 << 16
+    assert found["registers"] * int(threads) * tiling.resident <= 1 << 16
     assert found["spilled"] <= (SPILLED if form == "ragged" else 0)
 
 
 @PAIRS
+@pytest.mark.parametrize("specialize", [False, True])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_hopper_loads_by_tma(pair: Any, batch: int) -> None:
+def test_hopper_loads_by_tma(pair: Any, batch: int, specialize: bool) -> None:
     """Descriptors in the workspace, behind a fence; tiles from them to the tensor cores."""
     dims = (((2,), (2,)), ((0,), (0,)))
 
     def f(x: Any, y: Any) -> Any:
-        a, b = (ScaledArray(v, jnp.ones((), jnp.float32)) for v in (x, y))
-        return scaled_dot(a, b, dims, out=jnp.bfloat16)
+        return scaled_dot(whole(x), whole(y), dims, out=jnp.bfloat16)
 
     types = [
         jax.ShapeDtypeStruct((batch, rows, 1000), format.dtype)
         for rows, format in zip((1000, 1001), pair, strict=True)
     ]
-    with only_triton(TMA):
+    with only_triton(TMA._replace(specialize=specialize)):
         text, (kernel,) = lower_for_cuda(f, *types)
     names = ".".join({E4M3: "e4m3", E5M2: "e5m2"}[f] for f in pair)
     assert f"wgmma.mma_async.sync.aligned.m64n128k32.f32.{names}" in kernel.ptx
     assert f"cp.async.bulk.tensor.{2 if batch == 1 else 3}d.shared" in kernel.ptx
     assert "cp.async.cg.shared.global" not in kernel.ptx
     assert kernel.ptx.count("fence.proxy.tensormap::generic.acquire.gpu") == 2
+    assert ("setmaxnreg" in kernel.ptx) == specialize
     assert "[scaled_dot_param_8]" in kernel.ptx  # after six operands and two results
     assert "[scaled_dot_param_9]" not in kernel.ptx
     tiles_of_it = min(132, batch * 8 * 8)
     assert f"tensor<{tiles_of_it * 256}xui8>" in text
+
+
+def test_a_specialized_kernel_starts_with_all_its_warps() -> None:
+    """Four that load beside eight that multiply; also where it is compiled already."""
+    from jax_triton import triton_lib
+
+    library, made, launched = triton_lib.triton_kernel_call_lib, {}, []
+    make, call = library.TritonKernel, library.TritonKernelCall
+
+    def kernel(name: str, warps: int, *others: Any) -> Any:
+        new = make(name, warps, *others)
+        made[new] = warps
+        return new
+
+    def launch(compiled: Any, *others: Any) -> Any:
+        launched.append(made[compiled])
+        return call(compiled, *others)
+
+    with (
+        mock.patch.object(library, "TritonKernel", kernel),
+        mock.patch.object(library, "TritonKernelCall", launch),
+        mock.patch.object(triton_lib, "_COMPILED_KERNEL_CACHE", {}),
+        only_triton(TMA._replace(specialize=True)),
+        target(90),
+    ):
+        for _ in range(2):
+            x = jax.ShapeDtypeStruct((512, 512), E4M3.dtype)
+            a_program = jax.jit(lambda x: scaled_dot(whole(x), whole(x), NT)).trace(x)
+            a_program.lower(lowering_platforms=("cuda",))
+    assert sorted(made.values()) == [4, 12]
+    assert launched == [12, 12]
+
+
+def whole(data: Any) -> ScaledArray:
+    return ScaledArray(data, jnp.ones((), jnp.float32))
 
 
 ENTRY = """.visible .entry f(

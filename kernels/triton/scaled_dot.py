@@ -38,6 +38,7 @@ def scaled_dot(
     PROGRAMS: tl.constexpr,
     FLATTEN: tl.constexpr,
     TMA: tl.constexpr,
+    SPECIALIZE: tl.constexpr,
 ):
     """out[batch, m, n] = f(sum over k of a[batch, m, k] * b[batch, n, k]), a tile at a time.
 
@@ -56,7 +57,9 @@ def scaled_dot(
     rows of tiles, so that what runs at one time shares operands in the L2 cache. With ``FLATTEN``
     the loops over tiles and over K are one, so that a tile is loaded while the one before it is
     still being finished. With ``TMA`` tiles of the operands are loaded through tensor descriptors,
-    and have to be contiguous along K, all other strides multiples of 16.
+    and have to be contiguous along K, all other strides multiples of 16. With ``SPECIALIZE`` too,
+    four warps do nothing else than load, and the others never wait for each other; Triton does so
+    for loops that are not flattened, where nothing is reduced over a tile.
     """
     program = tl.program_id(0)
     if TMA:
@@ -82,7 +85,7 @@ def scaled_dot(
         left = a_scale + batch * A_SCALES[0]
         right = b_scale + batch * B_SCALES[0]
         total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in tl.range(0, K, BLOCK_K):
+        for k in tl.range(0, K, BLOCK_K, warp_specialize=SPECIALIZE):
             # Asked for first, so that they arrive while the tensor cores work.
             if A_BLOCK[1] != 0:
                 s = _scales(left, m0, rows, k, M, A_SCALES, A_BLOCK, BLOCK_M)
