@@ -45,6 +45,10 @@ class Bench:
         """Whether it has taken a process with it already."""
         return (self.job, contender) in self.without
 
+    def lost(self, contender: str) -> bool:
+        """Whether one of this name has, in any job."""
+        return any(contender == name for _, name in self.without)
+
     def has(self, seconds: float) -> bool:
         """Whether there is so much time left."""
         return time.time() + seconds < self.until

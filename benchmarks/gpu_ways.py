@@ -6,7 +6,7 @@ from functools import partial
 import gpu_kernels as kernels
 from gpu_bench import Bench, argument_sets, failure, judged, timed, wanted
 from gpu_clock import chain, taking
-from gpu_entry import Kernel, Sizes
+from gpu_entry import Kernel, Sizes, said
 
 from precir.kernels.tiling import Tiling
 
@@ -17,11 +17,10 @@ GRAINS = {
 
 
 def ways_of(grains: str, tilings: Sequence[Tiling]) -> dict[str, Kernel]:
-    """The ways of a product that are timed, by Triton with each of these tilings, by name."""
+    """The ways of a product that are timed, and by Triton each of these tilings."""
     others = ("xla", "bf16") if grains in ("tensor", "row") else ("bf16",)
-    found = [kernels.scaled_product(grains, "triton", tiling) for tiling in tilings]
-    found += [kernels.scaled_product(grains, way) for way in others]
-    return {kernel.name: kernel for kernel in found}
+    found = {said(t): kernels.scaled_product(grains, "triton", t) for t in tilings}
+    return found | {way: kernels.scaled_product(grains, way) for way in others}
 
 
 def time_ways(bench: Bench, grains: str, sizes: Sizes, tilings: Sequence[Tiling]) -> None:
@@ -34,7 +33,7 @@ def time_ways(bench: Bench, grains: str, sizes: Sizes, tilings: Sequence[Tiling]
     expected = wanted(first, args[0])
     row = partial(bench.row, "choice", size=f"{'x'.join(map(str, sizes))}, {grains}")
     for name, kernel in contenders.items():
-        if bench.skips(name):
+        if bench.skips(name) or (kernel.tiling and bench.lost(name)):
             continue
         bench.at(name)
         try:

@@ -185,7 +185,8 @@ def multiply(
     left, right = left.padded(), right.padded()
     batch, _, k = left.size
     tiling = tiles((batch, m, n, k), (left.grain, right.grain), _step(left, right))
-    tiling = tiling.possible(left.described and right.described, epilogue.kept is not None)
+    plain = batch == 1 and epilogue.kept is None
+    tiling = tiling.possible(left.described and right.described, plain)
     count = math.ceil(m / tiling.m) * math.ceil(n / tiling.n)
     programs = min(batch * count, multiprocessors() * tiling.resident)
     bias, scale = split(extra, epilogue)

@@ -29,15 +29,15 @@ class Tiling(NamedTuple):
     tma: bool = False
     """Whether operands are loaded by TMA where both are contiguous along K, else by pointers."""
     specialize: bool = False
-    """Whether four warps more do the loading, where that is by TMA and no largest magnitude is
-    kept; the loops are then not flattened."""
+    """Whether four warps more do the loading, where that is by TMA and Triton compiles it: of one
+    example, no largest magnitude kept. The loops are then not flattened."""
 
-    def possible(self, described: bool, kept: bool) -> Tiling:
-        """The nearest to it for operands that a tensor descriptor describes or not, and a kernel
-        that keeps largest magnitudes or not.
+    def possible(self, described: bool, plain: bool) -> Tiling:
+        """The nearest to it for operands that a tensor descriptor describes or not, and a product
+        of one example, no largest magnitude kept, or another.
         """
         tma = self.tma and described
-        specialize = self.specialize and tma and not kept
+        specialize = self.specialize and tma and plain
         flatten = self.flatten and not specialize
         return self._replace(tma=tma, specialize=specialize, flatten=flatten)
 

@@ -141,8 +141,8 @@ def test_the_fastest_right_tiling_goes_into_the_table(monkeypatch: pytest.Monkey
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     ways, table = benchmark("gpu_ways"), benchmark("gpu_table")
     times = dict.fromkeys(ways.ways_of("tensor", TUNED), 3e-3)
-    _, by_tma, wrong, fails, *_ = times
-    times |= {by_tma: 2e-3, wrong: 1e-3, fails: 1e-3}
+    _, by_tma, wrong, fails, hangs, *_ = times
+    times |= {by_tma: 2e-3, wrong: 1e-3, fails: 1e-3, hangs: 1e-3}
     monkeypatch.setattr(ways, "timed", lambda _, calls, *__: {name: times[name] for name in calls})
     judged, taking, running = ways.judged, ways.taking, [""]
 
@@ -165,7 +165,8 @@ def test_the_fastest_right_tiling_goes_into_the_table(monkeypatch: pytest.Monkey
         running[0] = message.get("at", running[0])
         found.hear(message)
 
-    bench = benchmark("gpu_bench").Bench(say, True, math.inf, set())
+    lost = {("another job", hangs)}
+    bench = benchmark("gpu_bench").Bench(say, True, math.inf, lost)
     ways.time_ways(bench, "tensor", (4096, 4096, 4096), TUNED)
     rows = {name: row["failed"] for (_, name, _), row in found.rows.items() if "failed" in row}
     assert rows == {

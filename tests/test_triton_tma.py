@@ -42,7 +42,11 @@ from tests.test_triton_dot import (
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Triton is there on Linux alone")
 
 TMA = USUAL._replace(tma=True)
-FORMS = CODE | {"float32, ragged": (((), ()), {"out": F32.dtype})}
+NARROW = {"out": E4M3.dtype, "out_scale": 1.0, "activation": "gelu", "bias": True}
+FORMS = CODE | {
+    "float32, ragged": (((), ()), {"out": F32.dtype}),
+    "narrow, ragged": (((1, 128), (1, 128)), NARROW),
+}
 TILINGS = pytest.mark.parametrize("tiling", TUNED, ids=lambda t: "-".join(map(str, t)))
 
 
@@ -102,6 +106,7 @@ def shape_of(form: str) -> tuple[int, int, int]:
     return (1000, 1001, 1000) if "ragged" in form else (512, 512, 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @TILINGS
 def test_every_tiling_fits(tiling: Tiling, form: str) -> None:
@@ -117,7 +122,7 @@ def test_every_tiling_fits(tiling: Tiling, form: str) -> None:
     assert ("setmaxnreg" in kernel.ptx) == bool(loaders)  # registers from those that load to others
     assert (kernel.shared + 1024) * tiling.resident <= SHARED_MEMORY + 1024
     assert found["registers"] * int(threads) * tiling.resident <= 1 << 16
-    assert found["spilled"] <= (SPILLED if form == "ragged" else 0)
+    assert found["spilled"] <= (SPILLED if "ragged" in form else 0)
 
 
 @PAIRS
@@ -141,7 +146,7 @@ def test_hopper_loads_by_tma(pair: Any, batch: int, specialize: bool) -> None:
     assert f"cp.async.bulk.tensor.{2 if batch == 1 else 3}d.shared" in kernel.ptx
     assert "cp.async.cg.shared.global" not in kernel.ptx
     assert kernel.ptx.count("fence.proxy.tensormap::generic.acquire.gpu") == 2
-    assert ("setmaxnreg" in kernel.ptx) == specialize
+    assert ("setmaxnreg" in kernel.ptx) == (specialize and batch == 1)
     assert "[scaled_dot_param_8]" in kernel.ptx  # after six operands and two results
     assert "[scaled_dot_param_9]" not in kernel.ptx
     tiles_of_it = min(132, batch * 8 * 8)
