@@ -3,6 +3,7 @@
 Tiles are loaded through pointers, ``cp.async`` 16 bytes at a time, or where the tiling says so by
 Hopper's TMA, through descriptors that each program makes first (`precir.kernels.workspace`). TMA
 asks for operands contiguous along K: where one is turned in the kernel, both go through pointers.
+A result whose rows are no multiples of 16 bytes is stored through pointers.
 MX operands, with a scale for every 32, are multiplied in FP8 32 at a time, the sums added in
 float32; `precir.kernels.choice` knows that this is slow.
 """
@@ -185,8 +186,8 @@ def multiply(
     left, right = left.padded(), right.padded()
     batch, _, k = left.size
     tiling = tiles((batch, m, n, k), (left.grain, right.grain), _step(left, right))
-    plain = batch == 1 and epilogue.kept is None
-    tiling = tiling.possible(left.described and right.described, plain)
+    described = left.described and right.described, n * np.dtype(out).itemsize % 16 == 0
+    tiling = tiling.possible(*described, batch == 1 and epilogue.kept is None)
     count = math.ceil(m / tiling.m) * math.ceil(n / tiling.n)
     programs = min(batch * count, multiprocessors() * tiling.resident)
     bias, scale = split(extra, epilogue)
@@ -204,7 +205,7 @@ def multiply(
         (programs,),
         warps=4 if tiling.specialize else tiling.warps,  # of which Triton makes eight and four
         stages=tiling.stages,
-        descriptors=2 if tiling.tma else 0,
+        descriptors=tiling.descriptors,
         BATCH=batch,
         M=m,
         N=n,
@@ -227,6 +228,7 @@ def multiply(
         PROGRAMS=programs,
         FLATTEN=tiling.flatten,
         TMA=tiling.tma,
+        STORE=tiling.store,
         SPECIALIZE=tiling.specialize,
     )
     product = product.reshape(shape)

@@ -28,26 +28,39 @@ class Tiling(NamedTuple):
     shared memory that it can use."""
     tma: bool = False
     """Whether operands are loaded by TMA where both are contiguous along K, else by pointers."""
+    store: bool = False
+    """Whether the result is stored by TMA where operands are loaded so, and its rows are multiples
+    of 16 bytes."""
     specialize: bool = False
     """Whether four warps more do the loading, where that is by TMA and Triton compiles it: of one
     example, no largest magnitude kept. The loops are then not flattened."""
 
-    def possible(self, described: bool, plain: bool) -> Tiling:
-        """The nearest to it for operands that a tensor descriptor describes or not, and a product
-        of one example, no largest magnitude kept, or another.
+    def possible(self, operands: bool, result: bool, plain: bool) -> Tiling:
+        """The nearest to it for operands and a result that tensor descriptors describe or not, and
+        a product of one example, no largest magnitude kept, or another.
         """
-        tma = self.tma and described
+        tma = self.tma and operands
         specialize = self.specialize and tma and plain
-        flatten = self.flatten and not specialize
-        return self._replace(tma=tma, specialize=specialize, flatten=flatten)
+        return self._replace(
+            tma=tma,
+            store=self.store and tma and result,
+            specialize=specialize,
+            flatten=self.flatten and not specialize,
+        )
+
+    @property
+    def descriptors(self) -> int:
+        """Those that a program makes; of the result's, one by each half of specialised warps."""
+        return 2 * self.tma + (2 if self.specialize else 1) * self.store
 
 
 USUAL: Final = Tiling(128, 128, 128, 8, 4)
 TUNED: Final = (
     USUAL,
     USUAL._replace(tma=True),
-    Tiling(128, 128, 128, 8, 4, flatten=False, tma=True),
-    Tiling(128, 128, 128, 8, 4, tma=True, specialize=True),
+    USUAL._replace(tma=True, store=True),
+    USUAL._replace(tma=True, specialize=True),
+    USUAL._replace(tma=True, store=True, specialize=True),
     Tiling(64, 256, 128, 8, 3, tma=True),
     Tiling(64, 128, 128, 4, 4, resident=2, flatten=False),
     Tiling(64, 128, 128, 4, 4, resident=2, flatten=False, tma=True),

@@ -58,7 +58,7 @@ def by_triton(a: Any, b: Any, dims: Any, **options: Any) -> Any:
     operands, params = _prepared(a, b, dims, *values)
     with interpreted(), only_triton():
         results = cuda.on_cuda(*operands, **params)
-    with interpreted(), only_triton(SMALL._replace(tma=True)):
+    with interpreted(), only_triton(SMALL._replace(tma=True, store=True)):
         again = cuda.on_cuda(*operands, **params)
     for one, other in zip(results, again, strict=True):
         np.testing.assert_array_equal(bits(one), bits(other))

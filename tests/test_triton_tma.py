@@ -64,8 +64,10 @@ def launched(a: Any, b: Any, dims: Any, tiling: Tiling) -> tuple[Any, dict[str, 
 
 
 def test_tma_loads_what_is_contiguous_along_k() -> None:
-    """Padded to 16 bytes if need be; an operand that is turned in the kernel takes pointers."""
-    tiling = SMALL._replace(tma=True)
+    """Padded to 16 bytes if need be; an operand that is turned in the kernel takes pointers, and
+    so does a result whose rows are no multiples of 16 bytes.
+    """
+    tiling = SMALL._replace(tma=True, store=True)
     for m, n, k, by_tma in ((40, 33, 64, True), (40, 33, 70, True), (40, 48, 64, False)):
         a, b = quantize(normal(m, k), E4M3), quantize(normal(k, n, seed=1), E4M3)
         actual, constants = launched(a, b, MATMUL, tiling)
@@ -73,16 +75,19 @@ def test_tma_loads_what_is_contiguous_along_k() -> None:
         assert_product(actual, *wide(a, b, MATMUL))
         actual, constants = launched(a, b.T, NT, tiling)
         assert constants["TMA"]
+        assert constants["STORE"] == (n == 48)
         assert_product(actual, *wide(a, b, MATMUL))
 
 
 def test_no_tile_reaches_into_the_next_of_a_batch() -> None:
-    """Nor past the end: there NaN follows the rows of each example, and of the last one nothing."""
+    """Neither to read nor to write: the rows of one example are NaN, and those of no other."""
     dims = (((2,), (2,)), ((0,), (0,)))
-    a, b = (quantize(normal(3, rows, 70, seed=rows), E4M3) for rows in (40, 33))
+    a, b = (quantize(normal(3, rows, 70, seed=rows), E4M3) for rows in (40, 36))
     data = jnp.asarray(a.data).at[1].set(np.nan)
-    actual, constants = launched(ScaledArray(data, a.scale), b, dims, SMALL._replace(tma=True))
+    tiling = SMALL._replace(tma=True, store=True)
+    actual, constants = launched(ScaledArray(data, a.scale), b, dims, tiling)
     assert constants["TMA"]
+    assert constants["STORE"]
     expected, magnitude = wide(a, b, dims)
     assert np.all(np.isnan(actual[1]))
     assert_product(actual[::2], expected[::2], magnitude[::2])
@@ -94,8 +99,9 @@ def test_every_tiling_multiplies(tiling: Tiling, block: tuple[int, ...]) -> None
     a = quantize(normal(150, 300), E4M3, block=block)
     b = quantize(normal(280, 300, seed=1), E5M2, block=block)
     actual, constants = launched(a, b, NT, tiling)
-    names = ("BLOCK_M", "TMA", "SPECIALIZE")
-    assert [constants[name] for name in names] == [tiling.m, tiling.tma, tiling.specialize]
+    names = ("BLOCK_M", "TMA", "STORE", "SPECIALIZE")
+    expected = [tiling.m, tiling.tma, tiling.store, tiling.specialize]
+    assert [constants[name] for name in names] == expected
     assert_product(actual, *wide(a, b, NT))
 
 
@@ -126,9 +132,9 @@ def test_every_tiling_fits(tiling: Tiling, form: str) -> None:
 
 
 @PAIRS
-@pytest.mark.parametrize("specialize", [False, True])
+@pytest.mark.parametrize(("store", "specialize"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("batch", [1, 3])
-def test_hopper_loads_by_tma(pair: Any, batch: int, specialize: bool) -> None:
+def test_hopper_loads_by_tma(pair: Any, batch: int, store: bool, specialize: bool) -> None:
     """Descriptors in the workspace, behind a fence; tiles from them to the tensor cores."""
     dims = (((2,), (2,)), ((0,), (0,)))
 
@@ -137,20 +143,23 @@ def test_hopper_loads_by_tma(pair: Any, batch: int, specialize: bool) -> None:
 
     types = [
         jax.ShapeDtypeStruct((batch, rows, 1000), format.dtype)
-        for rows, format in zip((1000, 1001), pair, strict=True)
+        for rows, format in zip((1000, 1008), pair, strict=True)
     ]
-    with only_triton(TMA._replace(specialize=specialize)):
+    with only_triton(TMA._replace(store=store, specialize=specialize)):
         text, (kernel,) = lower_for_cuda(f, *types)
     names = ".".join({E4M3: "e4m3", E5M2: "e5m2"}[f] for f in pair)
     assert f"wgmma.mma_async.sync.aligned.m64n128k32.f32.{names}" in kernel.ptx
     assert f"cp.async.bulk.tensor.{2 if batch == 1 else 3}d.shared" in kernel.ptx
     assert "cp.async.cg.shared.global" not in kernel.ptx
-    assert kernel.ptx.count("fence.proxy.tensormap::generic.acquire.gpu") == 2
-    assert ("setmaxnreg" in kernel.ptx) == (specialize and batch == 1)
+    specialize &= batch == 1
+    made = 2 + (2 if specialize else 1) * store
+    assert kernel.ptx.count("fence.proxy.tensormap::generic.acquire.gpu") == made
+    assert ("d.global.shared::cta.bulk_group" in kernel.ptx) == store
+    assert ("setmaxnreg" in kernel.ptx) == specialize
     assert "[scaled_dot_param_8]" in kernel.ptx  # after six operands and two results
     assert "[scaled_dot_param_9]" not in kernel.ptx
     tiles_of_it = min(132, batch * 8 * 8)
-    assert f"tensor<{tiles_of_it * 256}xui8>" in text
+    assert f"tensor<{tiles_of_it * 128 * made}xui8>" in text
 
 
 def test_a_specialized_kernel_starts_with_all_its_warps() -> None:

@@ -38,6 +38,7 @@ def scaled_dot(
     PROGRAMS: tl.constexpr,
     FLATTEN: tl.constexpr,
     TMA: tl.constexpr,
+    STORE: tl.constexpr,
     SPECIALIZE: tl.constexpr,
 ):
     """out[batch, m, n] = f(sum over k of a[batch, m, k] * b[batch, n, k]), a tile at a time.
@@ -57,7 +58,8 @@ def scaled_dot(
     rows of tiles, so that what runs at one time shares operands in the L2 cache. With ``FLATTEN``
     the loops over tiles and over K are one, so that a tile is loaded while the one before it is
     still being finished. With ``TMA`` tiles of the operands are loaded through tensor descriptors,
-    and have to be contiguous along K, all other strides multiples of 16. With ``SPECIALIZE`` too,
+    and have to be contiguous along K, all other strides multiples of 16; with ``STORE`` those of
+    the result are stored so, whose rows have to be multiples of 16 bytes. With ``SPECIALIZE`` too,
     four warps do nothing else than load, and the others never wait for each other; Triton does so
     for loops that are not flattened, where nothing is reduced over a tile.
     """
@@ -65,6 +67,8 @@ def scaled_dot(
     if TMA:
         a_tiles = _tiles(a, BATCH, M, K, A_STRIDES, BLOCK_M, BLOCK_K)
         b_tiles = _tiles(b, BATCH, N, K, B_STRIDES, BLOCK_N, BLOCK_K)
+    if STORE:
+        out_tiles = _tiles(out, BATCH, M, N, (M * N, N), BLOCK_M, BLOCK_N)
     across: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
     down: tl.constexpr = (M + BLOCK_M - 1) // BLOCK_M
     turns = tl.cdiv(BATCH * down * across - program, PROGRAMS)
@@ -127,29 +131,35 @@ def scaled_dot(
         target += rows[:, None] * N + columns[None, :]
         if NARROW:
             held = narrow(total, 1.0 / tl.load(out_scale), out.dtype.element_ty)
-            tl.store(target, held, mask=inside)
         else:
-            tl.store(target, total.to(out.dtype.element_ty), mask=inside)
+            held = total.to(out.dtype.element_ty)
+        if not STORE:
+            tl.store(target, held, mask=inside)
+        elif BATCH == 1:
+            out_tiles.store([m0, n0], held)
+        else:
+            out_tiles.store([batch.to(tl.int32), m0, n0], held.reshape(1, BLOCK_M, BLOCK_N))
 
 
 @triton.jit
 def _tiles(
-    operand,
+    array,
     BATCH: tl.constexpr,
     ROWS: tl.constexpr,
-    K: tl.constexpr,
+    SIZE: tl.constexpr,
     STRIDES: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """What the tiles of an operand, contiguous along K, are loaded through by TMA: zeros past the
-    end of any axis, so that no tile reaches into the next of a batch.
+    """What tiles of an array, contiguous along the last axis, are loaded and stored through by TMA:
+    zeros past the end of any axis and nothing written there, so that no tile reaches into the next
+    of a batch.
     """
     if BATCH == 1:
-        return tl.make_tensor_descriptor(operand, [ROWS, K], [STRIDES[1], 1], [BLOCK, BLOCK_K])
+        return tl.make_tensor_descriptor(array, [ROWS, SIZE], [STRIDES[1], 1], [BLOCK, WIDTH])
     else:
         return tl.make_tensor_descriptor(
-            operand, [BATCH, ROWS, K], [STRIDES[0], STRIDES[1], 1], [1, BLOCK, BLOCK_K]
+            array, [BATCH, ROWS, SIZE], [STRIDES[0], STRIDES[1], 1], [1, BLOCK, WIDTH]
         )
 
 
