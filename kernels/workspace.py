@@ -156,9 +156,9 @@ def check(ptx: str, metadata: dict[str, Any], pointers: int, descriptors: int) -
     size, alignment = metadata["global_scratch_size"], metadata["global_scratch_align"]
     if declared != set(range(pointers + HIDDEN)):
         found = f"{len(declared)} parameters where {pointers} and {HIDDEN} more are expected"
-    elif max(read) > pointers or metadata["profile_scratch_size"]:
-        found = "a workspace for a profiler"
-    elif (size or 0) > descriptors * DESCRIPTOR or (alignment or 1) > DESCRIPTOR:
+    elif max(read) != pointers:
+        found = f"its workspace is not read from parameter {pointers}, the last read is {max(read)}"
+    elif size > descriptors * DESCRIPTOR or alignment > DESCRIPTOR:
         found = f"{size} bytes at multiples of {alignment} for {descriptors} descriptors"
     else:
         return

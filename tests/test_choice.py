@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 from precir.kernels import E4M3, ScaledArray, choice, scaled_dot
 from precir.kernels.choice import ENVIRONMENT, ChoiceError, Grain, choose, explain, prefer, seconds
 from precir.kernels.launch import target
+from precir.kernels.tiling import TUNED, Tiling
 from precir.scaled import scale_shape
 
 WHOLE, ROW, LINE, SQUARE, MX = Grain(), Grain(1), Grain(1, 128), Grain(128, 128), Grain(1, 32)
@@ -37,6 +38,7 @@ def test_the_table_says_where_its_numbers_are_from() -> None:
     for row in table["measured"]:
         assert row["source"].startswith("measured")
         assert row["way"] in choice.WAYS
+        assert "tiling" not in row or Tiling(**row["tiling"]) in TUNED
     assert json.loads(Path(choice.__file__).with_name("choice.json").read_text()) == table
 
 

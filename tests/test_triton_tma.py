@@ -204,18 +204,15 @@ ENTRY = """.visible .entry f(
 )
 	ld.param.b64 	%rd1, [f_param_1];
 """
-ASKED = {
-    "name": "f", "global_scratch_size": 256, "global_scratch_align": 128,
-    "profile_scratch_size": 0, "profile_scratch_align": 1,
-}  # fmt: skip
+ASKED = {"name": "f", "global_scratch_size": 256, "global_scratch_align": 128}
 
 
 @pytest.mark.parametrize(
     ("ptx", "asked", "message"),
     [
         (ENTRY.replace("f_param_2\n", "f_param_2,\n\t.param .u64 f_param_3\n"), {}, "4 parameters"),
-        (ENTRY.replace("[f_param_1]", "[f_param_2]"), {}, "for a profiler"),
-        (ENTRY, {"profile_scratch_size": 4}, "for a profiler"),
+        (ENTRY.replace("[f_param_1]", "[f_param_2]"), {}, "the last read is 2"),
+        (ENTRY.replace("[f_param_1]", "[f_param_0]"), {}, "not read from parameter 1"),
         (ENTRY, {"global_scratch_size": 384}, "384 bytes"),
         (ENTRY, {"global_scratch_align": 256}, "at multiples of 256"),
     ],
