@@ -125,7 +125,7 @@ def _apart(
         for o in leaf.node.inputs:
             if isinstance(o, Value) and o.type.shape == shape:
                 leaves[o] = None
-            elif isinstance(o, Value) and not _constant(o):
+            elif isinstance(o, Value) and not is_constant(o):
                 return
         if 0 < len(leaves) < _LEAVES:
             yield tuple(sorted(leaves, key=lambda v: _at(v, position))), frozenset(inside)
@@ -134,16 +134,16 @@ def _apart(
 def _opens(node: Node) -> bool:
     """Whether a node makes each element of what is in the same place, or is the same all over."""
     apart = elementwise(node) and node.op != "broadcast_in_dim"
-    return apart or _constant(node.outputs[0])
+    return apart or is_constant(node.outputs[0])
 
 
-def _constant(value: Value) -> bool:
+def is_constant(value: Value) -> bool:
     """A number that is spread or converted."""
     node = value.node
     return (
         node is not None
         and elementwise(node)
-        and all(not isinstance(o, Value) or _constant(o) for o in node.inputs)
+        and all(not isinstance(o, Value) or is_constant(o) for o in node.inputs)
     )
 
 

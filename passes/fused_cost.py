@@ -27,6 +27,9 @@ class Cost:
     bytes: int = 0
     launches: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.bytes + other.bytes, self.launches + other.launches)
+
     def __sub__(self, other: Cost) -> Cost:
         return Cost(self.bytes - other.bytes, self.launches - other.launches)
 

@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
 from precir.ops.fused import result_types
+from precir.passes.epilogues import fuse_epilogues, narrow_results
 from precir.passes.fused_act import Activation, find_activation
 from precir.passes.fused_cost import Cost, Fused, Work, elements_of, width_of
 from precir.passes.fused_gradients import fuse_gradients
@@ -95,7 +96,8 @@ def _level(
             rewrite.replace(node, node.like(inputs=inputs, regions=regions))
     graph, updated = update_stored(rewrite.finish(), times)
     decided += updated
-    graph = turn_products(graph)
+    graph, narrowed_products = narrow_results(turn_products(graph), times)
+    decided += narrowed_products
     if low:
         graph, found = fuse_gradients(graph, times)
         decided += found
@@ -104,7 +106,10 @@ def _level(
         graph, narrowed = narrow_values(graph)
         why = "only quantised: stored in 16 bits"
         decided += [Fused("cast", n, True, times, Cost(size), why) for n, size in narrowed]
-    return _built(graph, _Builder.both, times, decided, given)
+    graph = _built(graph, _Builder.both, times, decided, given)
+    graph, followed = fuse_epilogues(graph, times)
+    decided += followed
+    return graph
 
 
 def _handed(node: Node, given: frozenset[Value]) -> list[frozenset[Value]]:

@@ -14,6 +14,7 @@ from precir.ops import (
     movement,
     norm_gradients,
     precision,
+    products,
     random_,
     reductions,
     special,
@@ -24,7 +25,7 @@ __all__ = ["OPS", "Keeps", "Op", "op_named"]
 
 _FAMILIES = (
     elementwise, movement, contraction, reductions, indexing, control, random_, special, precision,
-    fused, norm_gradients, adam,
+    products, fused, norm_gradients, adam,
 )  # fmt: skip
 OPS: dict[str, Op] = {}
 for _op in chain.from_iterable(family.OPS for family in _FAMILIES):

@@ -45,14 +45,6 @@ def _dequantize(node: Node, w: Writer) -> Template:
     return Template((Hole(0, ATOM), ".unscale()"))
 
 
-def _scaled_dot(node: Node, w: Writer) -> Template:
-    scaled_dot = w.use("precir.kernels", "scaled_dot")
-    dims, out = source(node.params["dimension_numbers"], w), dtype_source(node.params["dtype"], w)
-    shift = node.params.get("shift", 0)
-    option = f", shift={shift}" if shift else ""
-    return Template((f"{scaled_dot}(", Hole(0), ", ", Hole(1), f", {dims}, out={out}{option})"))
-
-
 def _element(node: Node, w: Writer) -> Template:
     return Template((Hole(0, ATOM), f"[{node.params['index']}]"))
 
@@ -208,7 +200,6 @@ def _a_scale(node: Node, facts: Sequence[Fact], ctx: Context) -> Answer:
 OPS: tuple[Op, ...] = (
     Op("cast", OWN, pointwise.convert, laws.converted, _cast),
     Op("quantize", OWN, folds.quantize, laws.unscaled, _quantize),
-    Op("scaled_dot", OWN, folds.scaled_dot, laws.unscaled, _scaled_dot),
     Op("observe", OWN, functions.anything, laws.unscaled, _observe),
     Op("tap", OWN, pointwise.same_as_operand, laws.unscaled, _tap),
     Op("amax", OWN, functions.anything, laws.unscaled, _amax),

@@ -17,8 +17,6 @@ from precir.text.types import SHORT, numpy_dtype
 Wrong = Iterator[str]
 _SCALAR: Final = Type((), "float32")
 OBSERVED: Final = 10  # numbers that `observe` gives beside its histogram
-MOST_SHIFT: Final = 126  # so that 2^shift is normal in float32
-_PLAIN: Final = ("float16", "bfloat16", "float32")
 
 
 def _agree(what: str, found: Sequence[Operand], expected: Sequence[Operand]) -> Wrong:
@@ -191,26 +189,6 @@ def is_block(block: Any, rank: int) -> bool:
     return sized and len(block) <= rank
 
 
-def _scaled_dot(node: Node) -> Wrong:
-    if wrong := list(_operands(node, 2)):
-        yield from wrong
-        return
-    left, right = (o.type for o in node.inputs)
-    if not all(t.scale is not None or t.dtype in _PLAIN for t in (left, right)):
-        found = f"operands {show(left)} and {show(right)}"
-        yield f"{found}, expected quantised ones, or float16, bfloat16 or float32"
-    shift = node.params.get("shift", 0)
-    if type(shift) is not int or abs(shift) > MOST_SHIFT:
-        yield f"the shift is {shift!r}, expected a whole number up to {MOST_SHIFT}"
-    try:
-        shape = _product_shape(left.shape, right.shape, node.params.get("dimension_numbers"))
-    except (TypeError, ValueError, IndexError):
-        yield f"dimension_numbers {node.params.get('dimension_numbers')!r} do not fit the operands"
-        return
-    expected = Type(shape, node.params.get("dtype", ""))
-    yield from _agree_types("results", [node.outputs[0].type], [expected])
-
-
 def _observe(node: Node) -> Wrong:
     if wrong := list(_operands(node, 1)):
         yield from wrong
@@ -319,16 +297,6 @@ def _merge_stats(node: Node) -> Wrong:
     yield from _agree("operands", node.inputs[:1], node.inputs[1:])
 
 
-def _product_shape(left: tuple[int, ...], right: tuple[int, ...], numbers: Any) -> tuple[int, ...]:
-    ((summed, its), (batch, its_batch)) = numbers
-    for a, b in (*zip(summed, its, strict=True), *zip(batch, its_batch, strict=True)):
-        if left[a] != right[b]:
-            raise ValueError("sizes differ")
-    rest = [left[i] for i in range(len(left)) if i not in (*summed, *batch)]
-    rest += [right[i] for i in range(len(right)) if i not in (*its, *its_batch)]
-    return (*(left[i] for i in batch), *rest)
-
-
 def is_float(dtype: str) -> bool:
     found = numpy_dtype(SHORT.get(dtype, ""))
     return found is not None and jnp.issubdtype(found, np.floating)
@@ -381,7 +349,6 @@ CONTRACTS: Final[dict[str, Callable[[Node], Wrong]]] = {
     "cast": _cast,
     "quantize": _quantize,
     "dequantize": _dequantize,
-    "scaled_dot": _scaled_dot,
     "observe": _observe,
     "amax": _amax,
     "tap": _tap,

@@ -12,6 +12,7 @@ from precir.ops.fused import operands, result_types
 from precir.scaled import scale_shape
 from precir.verify.adam import adam
 from precir.verify.contracts import CONTRACTS, Wrong, _agree_types, is_block, is_float, show
+from precir.verify.products import scaled_dot
 
 _SCALAR: Final = Type((), "float32")
 _PLAIN: Final = ("", "float32", "bfloat16", "float16")
@@ -121,5 +122,6 @@ EVERY_CONTRACT: Final[dict[str, Callable[[Node], Wrong]]] = {
     "turned_back": _turned_back,
     "current_scale": _current_scale,
     "adam_update": adam,
+    "scaled_dot": scaled_dot,
 }
 """Those of all ops."""
