@@ -66,7 +66,14 @@ def on_cuda(
         b,
     ).shape
     return scaled_dot_triton.multiply(
-        *both, shape, *extra, out=out, shift=shift, epilogue=epilogue, batch_axes=len(a_batch)
+        *both,
+        shape,
+        *extra,
+        out=out,
+        shift=shift,
+        epilogue=epilogue,
+        batch_axes=len(a_batch),
+        right_axes=right_axes,
     )
 
 

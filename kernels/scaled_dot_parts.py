@@ -78,7 +78,7 @@ def rule(
         pieces,
         summed=tuple(("sum", i) for i in range(len(a_contract))),
         agreed=tuple(r for i, r in enumerate(result) if kept is not None and i not in kept),
-        scatters=epilogue == PLAIN,
+        scatters=kept is None,
     )
 
 
@@ -92,11 +92,13 @@ def of_one_device(
         results = on_cuda(*operands, out=out, epilogue=epilogue, **params)
     else:
         # In the format of the result, as XLA sums parts of a product, where that has float32's
-        # range and nothing follows.
-        kept = epilogue == PLAIN and np.dtype(out).name in ("bfloat16", "float32")
-        between = np.dtype(out if kept else np.float32)
+        # range and is not measured.
+        alike = np.dtype(out).name in ("bfloat16", "float32") and epilogue.kept is None
+        between = np.dtype(out if alike else np.float32)
         (product,) = on_cuda(*operands[:4], out=between, epilogue=PLAIN, **params)
-        results = finished(_sum(product, split), operands[4:], epilogue, out)
+        total = _sum(product, split).astype(np.float32)
+        extra = tuple(_part(x, total, split) for x in operands[4:])
+        results = finished(total, extra, epilogue, out)
     if epilogue.kept is not None and split.agreed:
         results = results[0], collectives.pmax(results[1], split.agreed)
     return results
@@ -108,3 +110,13 @@ def _sum(product: Array, split: Split) -> Array:
         product = collectives.psum_scatter(product, names, scatter_dimension=axis, tiled=True)
         rest = [name for name in rest if name not in names]
     return collectives.psum(product, tuple(rest)) if rest else product
+
+
+def _part(operand: Array, total: Array, split: Split) -> Array:
+    """What a device needs of a bias for its part of the sum."""
+    for axis, names in split.scattered:
+        if operand.shape[axis] > 1:
+            size = total.shape[axis]
+            at = collectives.axis_index(names) * size
+            operand = collectives.dynamic_slice_in_dim(operand, at, size, axis)
+    return operand

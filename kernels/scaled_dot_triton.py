@@ -172,8 +172,11 @@ def multiply(
     shift: int,
     epilogue: Epilogue,
     batch_axes: int,
+    right_axes: int,
 ) -> Results:
-    """The product of two sides as the kernel computes it, of ``shape``; see `takes`."""
+    """The product of two sides as the kernel computes it, of ``shape``, the last axes of which are
+    b's; see `takes`.
+    """
     from precir.kernels.triton.scaled_dot import scaled_dot
 
     (_, m, _), (_, n, _) = left.size, right.size
@@ -194,7 +197,7 @@ def multiply(
     nothing = jnp.zeros(1, np.float32)
     arrays = (
         *(left.data, right.data, left.scale, right.scale),
-        nothing if bias is None else jnp.broadcast_to(bias.reshape(-1), (n,)),
+        nothing if bias is None else _row(bias, shape, right_axes),
         nothing if scale is None else scale.reshape(1),
     )
     largest = result((batch, count) if epilogue.kept is not None else (1, 1), np.float32)
@@ -237,6 +240,14 @@ def multiply(
     each = amax.reshape(*shape[:batch_axes], count)
     axes = tuple(i for i in range(each.ndim) if i not in epilogue.kept)
     return product, lax.reduce_max(each, axes)
+
+
+def _row(bias: Array, shape: tuple[int, ...], right_axes: int) -> Array:
+    """What is added to each row of the result: `jax.vmap` over b gives it axes that a bias may be
+    one for all of.
+    """
+    ahead = len(shape) - right_axes
+    return jnp.broadcast_to(bias.reshape(bias.shape[ahead:]), shape[ahead:]).reshape(-1)
 
 
 def takes(extra: tuple[Array, ...], epilogue: Epilogue, batch_axes: int, right_axes: int) -> bool:

@@ -321,6 +321,25 @@ def test_what_follows_a_product_follows_the_sum():
         np.testing.assert_allclose(amax, largest, rtol=1e-6)
 
 
+@pytest.mark.parametrize("out", [jnp.bfloat16, jnp.float32, jnp.float8_e4m3fn], ids=str)
+def test_a_bias_of_a_sum_that_is_scattered(out):
+    """Each device adds its part of it."""
+    rng = np.random.default_rng(2)
+    a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((64, 512), (512, 64)))
+    left, right = (quantize(x, E4M3) for x in (a, b))
+    scale = jnp.float32(0.5) if out == jnp.float8_e4m3fn else None
+    operands, params = _prepared(
+        left, right, (((1,), (0,)), ((), ())), out, 0, jnp.arange(64.0), "gelu", scale
+    )
+    specs = (P(None, ("a", "b")), P(), P(("a", "b")), P(), P(), *[P()] * (scale is not None))
+    for wanted in (P(("a", "b")), P(None, ("b", "a")), P(None, ("a", "b")), P("a", "b"), P()):
+        (actual,), (expected,), text = on_devices(scaled_dot_p, operands, specs, wanted, **params)
+        assert (" reduce-scatter(" in text) == any(wanted)
+        actual, expected = (np.asarray(x, np.float32) for x in (actual, expected))
+        apart = 0.13 if scale is not None else 0.02 if out == jnp.bfloat16 else 1e-5
+        np.testing.assert_allclose(actual, expected, rtol=apart, atol=25 * apart)
+
+
 def test_the_kernel_under_a_maximum_of_several_devices():
     x = numbers((2, 36000), "bfloat16")
     with interpreted():

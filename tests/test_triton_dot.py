@@ -356,6 +356,28 @@ def test_a_largest_for_each_of_a_batch() -> None:
     np.testing.assert_allclose(amax, np.max(np.abs(expected), (1, 2)), rtol=1e-5)
 
 
+def test_a_bias_for_all_of_several_weights() -> None:
+    """What `jax.vmap` over b alone asks for: b has one free axis more than the bias."""
+    a, b, bias = quantize(normal(40, 33), E4M3), normal(3, 33, 20, seed=1), normal(20, seed=2)
+    each = [quantize(x, E4M3) for x in b]
+
+    def one(y: ScaledArray) -> Any:
+        return scaled_dot(a, y, MATMUL, bias=bias)
+
+    stack = jax.tree.map(lambda *x: jnp.stack(x), *each)
+    (equation,) = (
+        e for e in jax.make_jaxpr(jax.vmap(one))(stack).eqns
+        if e.primitive.name == "precir_scaled_dot"
+    )  # fmt: skip
+    with interpreted(), only_triton():
+        extra = jnp.asarray(bias).reshape(1, 1, 20)
+        operands = (a.data, a.scale, stack.data, stack.scale, extra)
+        (found,) = cuda.on_cuda(*operands, **equation.params)
+    for i, y in enumerate(each):
+        expected, magnitude = wide(a, y, MATMUL)
+        assert_product(found[:, i], expected + bias, magnitude + 1)
+
+
 @pytest.mark.parametrize(
     ("axes", "bias_axis"),
     [((0, None), None), ((None, 0), 1), ((0, 0), 0), ((2, 1), None), ((None, None), 0)],
