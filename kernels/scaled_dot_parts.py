@@ -78,7 +78,7 @@ def rule(
         pieces,
         summed=tuple(("sum", i) for i in range(len(a_contract))),
         agreed=tuple(r for i, r in enumerate(result) if kept is not None and i not in kept),
-        scatters=kept is None,
+        scatters=not kept,
     )
 
 
@@ -92,15 +92,16 @@ def of_one_device(
         results = on_cuda(*operands, out=out, epilogue=epilogue, **params)
     else:
         # In the format of the result, as XLA sums parts of a product, where that has float32's
-        # range and is not measured.
-        alike = np.dtype(out).name in ("bfloat16", "float32") and epilogue.kept is None
+        # range.
+        alike = np.dtype(out).name in ("bfloat16", "float32")
         between = np.dtype(out if alike else np.float32)
         (product,) = on_cuda(*operands[:4], out=between, epilogue=PLAIN, **params)
         total = _sum(product, split).astype(np.float32)
         extra = tuple(_part(x, total, split) for x in operands[4:])
         results = finished(total, extra, epilogue, out)
-    if epilogue.kept is not None and split.agreed:
-        results = results[0], collectives.pmax(results[1], split.agreed)
+    agreed = (*split.agreed, *(name for _, names in split.scattered for name in names))
+    if epilogue.kept is not None and agreed:
+        results = results[0], collectives.pmax(results[1], agreed)
     return results
 
 

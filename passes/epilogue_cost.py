@@ -47,6 +47,23 @@ def narrow(product: Node, value: Value, dtype: str) -> Saved:
     return _compared(product, dtype, apart, Cost((after + 1) * n, 1), Cost((before - 1) * n))
 
 
+def activated(product: Node, value: Value, *, bias: bool) -> Saved:
+    """Where it computes an activation and measures it, which a kernel of our own computes twice: to
+    measure it, and to quantise it.
+    """
+    n, before, after = _sizes(product, value)
+    apart = Cost(2 * before * n, 1) if bias else Cost()
+    quantize = Cost(2 * before * n, 2) - Cost(after * n, 1)
+    return _compared(product, value.type.dtype, apart, quantize, Cost((before - after) * n))
+
+
+def measured(product: Node, looks: int) -> Saved:
+    """Where it takes the largest of what it writes, which is looked at so often besides."""
+    n, before, _ = _sizes(product, product.outputs[0])
+    look = Cost(looks * before * n, looks)
+    return _compared(product, product.outputs[0].type.dtype, Cost(), look, Cost())
+
+
 def _compared(product: Node, out: str, apart: Cost, quantize: Cost, fewer: Cost) -> Saved:
     """`apart` is the kernel between, which XLA's ways have none of."""
     ways = seconds(product, product.outputs[0].type.dtype, epilogue=False)

@@ -13,9 +13,9 @@ from typing import Any, Final
 
 from precir.ir import Graph, Node, Operand, Rewrite, Value
 from precir.ops.products import free_shape, result_types
-from precir.passes.epilogue_cost import narrow, wide
+from precir.passes.epilogue_cost import activated, narrow, wide
 from precir.passes.fused_act import find_activation, is_constant
-from precir.passes.fused_cost import Cost, Fused
+from precir.passes.fused_cost import Cost, Fused, width_of
 from precir.passes.samples import elementwise
 from precir.passes.simplify import drop_dead
 from precir.passes.sinks import Sink, find_sinks, positions
@@ -42,23 +42,37 @@ class Chain:
         return " and ".join(filter(None, ["a bias" if self.row else "", self.activation]))
 
 
-def narrow_results(graph: Graph, times: int | None) -> tuple[Graph, list[Fused]]:
-    """One level of a program that runs so many `times`, its products quantised in their kernel
-    where all that reads what becomes of them is one quantisation under a scale that is there
-    before; and what was decided.
+def quantise_results(graph: Graph, times: int | None) -> tuple[Graph, list[Fused]]:
+    """One level of a program that runs so many `times`, and what was decided of products that are
+    only quantised, after a bias or an activation or as they are.
+
+    Under a scale that is there before, the kernel of the product quantises too. Where it is
+    measured on an activation, that is left to the product, so that it is computed once.
     """
     builder, decided = _Builder(graph), list[Fused]()
-    sinks = {s.value: s for s in find_sinks(graph) if _is_given(graph, s)}
+    sinks = {s.value: s for s in find_sinks(graph) if not s.block and not s.others}
     for chains in _every(graph) if sinks else ():
         for chain in chains:
             sink = sinks.get(chain.value)
             if sink is None:
                 continue
-            saved, less = narrow(chain.product, chain.value, sink.dtype)
-            decided.append(_decided(chain, saved, less, times, _NAMES[sink.dtype]))
-            if less > 0:
-                builder.quantize(chain, sink)
+            looks = sink.measured or _measured(graph, sink.value)
+            if not looks and not sink.flips and sink.scale_format == "float32":
+                saved, less = narrow(chain.product, chain.value, sink.dtype)
+                decided.append(_decided(chain, saved, less, times, _NAMES[sink.dtype]))
+                if less > 0:
+                    builder.quantize(chain, sink)
+            elif looks and chain.activation and _is_no_wider(chain):
+                bias = chain.row is not None
+                saved, less = activated(chain.product, chain.value, bias=bias)
+                decided.append(_decided(chain, saved, less, times))
+                if less > 0:
+                    builder.compute(chain)
     return builder.finish(), decided
+
+
+def _is_no_wider(chain: Chain) -> bool:
+    return width_of(chain.value.type.dtype) <= width_of(chain.product.outputs[0].type.dtype)
 
 
 def fuse_epilogues(graph: Graph, times: int | None) -> tuple[Graph, list[Fused]]:
@@ -91,15 +105,6 @@ def _decided(chain: Chain, saved: Cost, less: float, times: int | None, to: str 
     return Fused(
         "scaled_dot", chain.product, used, times, saved, words if used else "it takes no less"
     )
-
-
-def _is_given(graph: Graph, sink: Sink) -> bool:
-    """Whether nothing but quantisation of the tensor as it lies reads it, and its scale is not made
-    of it.
-    """
-    if sink.block or sink.scale is None or sink.flips or sink.others:
-        return False
-    return sink.scale_format == "float32" and not _measured(graph, sink.value)
 
 
 def _measured(graph: Graph, value: Value) -> bool:

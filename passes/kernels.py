@@ -25,11 +25,12 @@ from typing import Any, Final
 
 from precir.ir import Graph, Node, Operand, Rewrite, Type, Value
 from precir.ops.fused import result_types
-from precir.passes.epilogues import fuse_epilogues, narrow_results
+from precir.passes.epilogues import fuse_epilogues, quantise_results
 from precir.passes.fused_act import Activation, find_activation
 from precir.passes.fused_cost import Cost, Fused, Work, elements_of, width_of
 from precir.passes.fused_gradients import fuse_gradients
 from precir.passes.fused_norm import Norm, find_norm
+from precir.passes.measured import measure_products
 from precir.passes.narrowing import NARROW, narrow_values
 from precir.passes.rebuild import in_order
 from precir.passes.samples import elementwise
@@ -96,8 +97,8 @@ def _level(
             rewrite.replace(node, node.like(inputs=inputs, regions=regions))
     graph, updated = update_stored(rewrite.finish(), times)
     decided += updated
-    graph, narrowed_products = narrow_results(turn_products(graph), times)
-    decided += narrowed_products
+    graph, found = quantise_results(turn_products(graph), times)
+    decided += found
     if low:
         graph, found = fuse_gradients(graph, times)
         decided += found
@@ -106,9 +107,11 @@ def _level(
         graph, narrowed = narrow_values(graph)
         why = "only quantised: stored in 16 bits"
         decided += [Fused("cast", n, True, times, Cost(size), why) for n, size in narrowed]
-    graph = _built(graph, _Builder.both, times, decided, given)
-    graph, followed = fuse_epilogues(graph, times)
-    decided += followed
+graph = _built(graph, _Builder.both, times, decided, given)
+    graph, found = fuse_epilogues(graph, times)
+    decided += found
+    graph, found = measure_products(graph, times)
+    decided += found
     return graph
 
 

@@ -113,7 +113,10 @@ def on_devices(primitive, operands, specs, wanted=None, **params):
     lying = [
         jax.device_put(x, NamedSharding(mesh, s)) for x, s in zip(operands, specs, strict=True)
     ]
-    where = None if wanted is None else (NamedSharding(mesh, wanted),)
+    where = None
+    if wanted is not None:
+        each = wanted if type(wanted) is tuple else (wanted,)
+        where = tuple(NamedSharding(mesh, spec) for spec in each)
     compiled = jax.jit(apart, out_shardings=where).lower(*lying).compile()
     return compiled(*lying), jax.jit(whole)(*operands), compiled.as_text()
 
@@ -329,15 +332,18 @@ def test_a_bias_of_a_sum_that_is_scattered(out):
     left, right = (quantize(x, E4M3) for x in (a, b))
     scale = jnp.float32(0.5) if out == jnp.float8_e4m3fn else None
     operands, params = _prepared(
-        left, right, (((1,), (0,)), ((), ())), out, 0, jnp.arange(64.0), "gelu", scale
+        left, right, (((1,), (0,)), ((), ())), out, 0, jnp.arange(64.0), "gelu", scale, True
     )
     specs = (P(None, ("a", "b")), P(), P(("a", "b")), P(), P(), *[P()] * (scale is not None))
     for wanted in (P(("a", "b")), P(None, ("b", "a")), P(None, ("a", "b")), P("a", "b"), P()):
-        (actual,), (expected,), text = on_devices(scaled_dot_p, operands, specs, wanted, **params)
+        (actual, amax), (expected, largest), text = on_devices(
+            scaled_dot_p, operands, specs, (wanted, P()), **params
+        )
         assert (" reduce-scatter(" in text) == any(wanted)
         actual, expected = (np.asarray(x, np.float32) for x in (actual, expected))
         apart = 0.13 if scale is not None else 0.02 if out == jnp.bfloat16 else 1e-5
         np.testing.assert_allclose(actual, expected, rtol=apart, atol=25 * apart)
+        np.testing.assert_allclose(amax, largest, rtol=0.02)
 
 
 def test_the_kernel_under_a_maximum_of_several_devices():

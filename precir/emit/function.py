@@ -11,7 +11,7 @@ from precir.emit.names import Names, module_part, noun
 from precir.emit.paths import Leaves
 from precir.emit.plan import Item, Loop
 from precir.ir import BACKWARD, Graph, Literal, Node, Operand, Value
-from precir.ops import norm_gradients
+from precir.ops import norm_gradients, products
 from precir.ops.adam import ADAM, role
 from precir.ops.control import condition
 from precir.ops.fused import FUSED, suffixes
@@ -220,6 +220,9 @@ class FunctionWriter(LoopWriter):
             if user.op == ADAM:
                 return self.names.fresh(role(user, user.inputs.index(value)))
         part = module_part(node.scope)
+        if node.op == "scaled_dot" and products.suffixes(node)[value.index]:
+            name = f"d_{part}" if part and node.phase == BACKWARD else part or noun(node.op)
+            return self.names.fresh(f"{name}_{products.suffixes(node)[value.index]}")
         if node.op in FUSED:
             return self.names.fresh(self.fused_name(value, node, part))
         if node.op == "norm_gradients":

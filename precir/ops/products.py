@@ -25,7 +25,7 @@ from precir.ops.formats import scale_source
 from precir.ops.scales import laws
 from precir.ops.writing import Hole, Template, Writer, dtype_source, source
 
-__all__ = ["OPS", "free_shape", "operands", "result_types"]
+__all__ = ["OPS", "free_shape", "operands", "result_types", "suffixes"]
 
 _LARGEST: Final = 2.0**127  # float32 holds it
 _ROUNDED: Final = 1 + 2.0**-10  # more than what an activation is rounded by
@@ -42,6 +42,11 @@ def result_types(shape: tuple[int, ...], params: Mapping[str, Any]) -> list[Type
     scale = () if params.get("narrow") else None
     amax = [Type((), "float32")] if params.get("amax") else []
     return [Type(shape, params["dtype"], scale=scale), *amax]
+
+
+def suffixes(node: Node) -> list[str]:
+    """How each result is told from the others in a name."""
+    return ["q" if node.params.get("narrow") else "", *["amax"] * (len(node.outputs) - 1)]
 
 
 def free_shape(node: Node) -> tuple[int, ...]:
