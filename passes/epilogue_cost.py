@@ -67,9 +67,8 @@ def measured(product: Node, looks: int) -> Saved:
 def _compared(product: Node, out: str, apart: Cost, quantize: Cost, fewer: Cost) -> Saved:
     """`apart` is the kernel between, which XLA's ways have none of."""
     ways = seconds(product, product.outputs[0].type.dtype, epilogue=False)
-    less = min(ways.values()) + quantize.seconds
-    if choice.fastest(ways) == "triton":
-        less += apart.seconds
+    way = choice.fastest(ways)
+    less = ways[way] + quantize.seconds + (apart.seconds if way == "triton" else 0.0)
     ways = seconds(product, out, epilogue=True)
     if choice.fastest(ways) != "triton":
         return Cost(), 0.0
