@@ -19,6 +19,7 @@ from typing import Any, Final, Literal, NamedTuple, cast, get_args
 
 import jax
 import numpy as np
+from jax import numpy as jnp
 from jax.typing import DTypeLike
 
 from precir.errors import PrecirError
@@ -180,7 +181,8 @@ def _modelled(
     moved, apart, kernels = read + written * out.itemsize, 0, 1
     if tiles > ceiling["cores"]:
         if way != "triton" and epilogue:
-            apart, kernels = 8 * written, 2  # the product in float32, there and back
+            # The product there and back, in float32 unless the result is in bfloat16.
+            apart, kernels = 2 * (2 if out == jnp.bfloat16 else 4) * written, 2
         elif way != "triton" and not all(g.k for g in granularity):
             apart, kernels = 2 * out.itemsize * written, 2  # the scales, in a pass of its own
         if way == "bf16":

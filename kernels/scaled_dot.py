@@ -99,7 +99,8 @@ def scaled_dot(
     With ``out_scale`` (as the ``scale`` of ``quantize``) the result is a ``ScaledArray`` of that
     scale, its data in ``out``, an FP8 format, in which what leaves the range saturates. With
     ``amax`` it is a pair, the second being the largest finite magnitude before the rounding,
-    float32[], one for each example under ``jax.vmap``.
+    float32[], one for each example under ``jax.vmap``. Where XLA multiplies on CUDA, and where
+    devices have parts of a sum, the product of a bfloat16 result is rounded to it before that too.
 
     Not differentiable. Raises ``ScaledDotError`` (a ``TypeError``) on other operands, shifts and
     options, and what ``lax.dot_general`` raises on shapes that do not match.

@@ -116,7 +116,7 @@ def by_xla(
     # bfloat16 has float32's exponents, so the unscaled product may leave the call in it; float16
     # would overflow.
     fits = out == jnp.bfloat16 and (a.dtype.itemsize == 1 or a.dtype == jnp.bfloat16)
-    leaves = np.dtype(out if fits and not epilogue else np.float32)
+    leaves = np.dtype(out if fits else np.float32)
     product = lax.dot_general(a, b, dimension_numbers, preferred_element_type=leaves)
     left = _of_result(a_scale, a.shape, a_block, a_batch, a_contract)
     right = _of_result(b_scale, b.shape, b_block, b_batch, b_contract)
