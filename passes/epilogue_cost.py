@@ -3,8 +3,8 @@
 The model: a product by Triton is a kernel of its own. What follows it is part of the kernel that
 reads it where XLA computes that; what kernels of ours read, or what is a result, takes a kernel
 more, which reads the product and writes what is made of it. By XLA's own ways what follows is part
-of the pass that multiplies by the scales. `precir.kernels.choice` says what the product itself
-takes.
+of the pass that multiplies by the scales, and left there. `precir.kernels.choice` says which way a
+product goes, and what it takes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ def wide(graph: Graph, product: Node, value: Value) -> Saved:
     follows = Cost((before + after) * n, 1), Cost((before - after) * n)
     apart = follows[0] if stored(graph, value) else follows[1]
     fewer = Cost((before - after) * n)  # the product itself writes
-    return _compared(product, value.type.dtype, apart, Cost(), fewer)
+    return _compared(product, value.type.dtype, apart, fewer)
 
 
 def narrow(product: Node, value: Value, dtype: str) -> Saved:
     """Where it quantises that value too, which nothing reads wide."""
     n, before, after = _sizes(product, value)
     apart = Cost((before + after) * n, 1) if value is not product.outputs[0] else Cost()
-    return _compared(product, dtype, apart, Cost((after + 1) * n, 1), Cost((before - 1) * n))
+    return _compared(product, dtype, apart + Cost((after + 1) * n, 1), Cost((before - 1) * n))
 
 
 def activated(product: Node, value: Value, *, bias: bool) -> Saved:
@@ -54,26 +54,25 @@ def activated(product: Node, value: Value, *, bias: bool) -> Saved:
     n, before, after = _sizes(product, value)
     apart = Cost(2 * before * n, 1) if bias else Cost()
     quantize = Cost(2 * before * n, 2) - Cost(after * n, 1)
-    return _compared(product, value.type.dtype, apart, quantize, Cost((before - after) * n))
+    return _compared(product, value.type.dtype, apart + quantize, Cost((before - after) * n))
 
 
 def measured(product: Node, looks: int) -> Saved:
-    """Where it takes the largest of what it writes, which is looked at so often besides."""
+    """Where it takes the largest of what it writes, which is looked at so often besides. The largest
+    of those of its tiles takes a launch.
+    """
     n, before, _ = _sizes(product, product.outputs[0])
-    look = Cost(looks * before * n, looks)
-    return _compared(product, product.outputs[0].type.dtype, Cost(), look, Cost())
+    look = Cost(looks * before * n, looks - 1)
+    return _compared(product, product.outputs[0].type.dtype, look, Cost())
 
 
-def _compared(product: Node, out: str, apart: Cost, quantize: Cost, fewer: Cost) -> Saved:
-    """`apart` is the kernel between, which XLA's ways have none of."""
-    ways = seconds(product, product.outputs[0].type.dtype, epilogue=False)
-    way = choice.fastest(ways)
-    less = ways[way] + quantize.seconds + (apart.seconds if way == "triton" else 0.0)
-    ways = seconds(product, out, epilogue=True)
-    if choice.fastest(ways) != "triton":
+def _compared(product: Node, out: str, apart: Cost, fewer: Cost) -> Saved:
+    """`apart` is what other kernels take, `fewer` what the product itself writes less."""
+    before = seconds(product, product.outputs[0].type.dtype, epilogue=False)
+    after = seconds(product, out, epilogue=True)
+    if any(choice.fastest(ways) != "triton" for ways in (before, after)):
         return Cost(), 0.0
-    spared = apart + quantize + fewer
-    return spared, less - ways["triton"]
+    return apart + fewer, before["triton"] + apart.seconds - after["triton"]
 
 
 def _sizes(product: Node, value: Value) -> tuple[int, int, int]:
