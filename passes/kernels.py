@@ -107,7 +107,7 @@ def _level(
         graph, narrowed = narrow_values(graph)
         why = "only quantised: stored in 16 bits"
         decided += [Fused("cast", n, True, times, Cost(size), why) for n, size in narrowed]
-graph = _built(graph, _Builder.both, times, decided, given)
+    graph = _built(graph, _Builder.both, times, decided, given)
     graph, found = fuse_epilogues(graph, times)
     decided += found
     graph, found = measure_products(graph, times)
