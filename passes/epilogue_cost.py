@@ -58,8 +58,8 @@ def activated(product: Node, value: Value, *, bias: bool) -> Saved:
 
 
 def measured(product: Node, looks: int) -> Saved:
-    """Where it takes the largest of what it writes, which is looked at so often besides. The largest
-    of those of its tiles takes a launch.
+    """Where it takes the largest of what it writes, which is looked at so often besides. The
+    largest of those of its tiles takes a launch.
     """
     n, before, _ = _sizes(product, product.outputs[0])
     look = Cost(looks * before * n, looks - 1)
