@@ -77,7 +77,7 @@ class _Numbers:
 
     def _key(self, graph: Graph, node: Node, found: Mapping[Value, int]) -> Hashable:
         if node.effects:
-            return node
+            return object()
         if node.op == "constant":
             return node.op, id(graph.constants[node.params["name"]])
         inputs = tuple(self.operand(found, o) for o in node.inputs)
@@ -86,8 +86,8 @@ class _Numbers:
         key = node.op, inputs, regions, types, tuple(node.params.items())
         try:
             hash(key)
-        except TypeError:  # a parameter that cannot be hashed
-            return node
+        except TypeError:  # a parameter that cannot be hashed; loops may share their bodies
+            return node, inputs
         return key
 
     def _region(self, graph: Graph) -> tuple[int, ...]:
@@ -103,7 +103,7 @@ class _Found:
 
     Attributes:
       here: what is quantised at this level, by number.
-      looped: what is quantised in the body of a loop: the loop, and the value in its body.
+      looped: by how long a loop is, what is quantised in its body: the loop, and the value there.
       wanted: for a node, its new sub-graph, and the numbers whose scales that takes last.
       asked: for a loop, the values in its body whose scales others take, by number.
     """
@@ -114,7 +114,7 @@ class _Found:
         self.numbers = self.number.graph(graph, arguments)
         self.bodies: dict[Node, dict[Value, int]] = {}
         self.here: dict[int, Value] = {}
-        self.looped: dict[int, tuple[Node, Value]] = {}
+        self.looped: dict[int, dict[int, tuple[Node, Value]]] = {}
         self.wanted: dict[Node, tuple[Graph, list[int]]] = {}
         self.asked: dict[Node, dict[int, Value]] = {}
         for node in graph:
@@ -134,16 +134,17 @@ class _Found:
 
     def _scan(self, scan: Node) -> None:
         inputs = [self._inside(scan, i) for i in range(len(scan.inputs))]
-        if self._wants(scan, inputs, self.looped):
+        known = self.looped.setdefault(scan.params["length"], {})
+        if self._wants(scan, inputs, known):
             for n in self.wanted[scan][1]:
-                source, value = self.looped[n]
+                source, value = known[n]
                 self.asked.setdefault(source, {})[n] = value
             return
         body = scan.regions[0]
         self.bodies[scan] = found = self.number.graph(body, inputs)
         for node in body:
             if _measured(node):
-                self.looped.setdefault(found[node.outputs[0]], (scan, node.outputs[0]))
+                known.setdefault(found[node.outputs[0]], (scan, node.outputs[0]))
 
     def _inside(self, scan: Node, i: int) -> int:
         """The number of an input of a loop's body."""
@@ -166,17 +167,22 @@ class _Found:
 
     def rewritten(self) -> Graph:
         rewrite = Rewrite(self.level)
-        scales: dict[int, Operand] = {}
+        single: dict[int, Operand] = {}
+        stacked: dict[tuple[Node, int], Operand] = {}
         for node in self.level:
             made = node
             if node in self.wanted:
                 region, wants = self.wanted[node]
-                for n in wants:
-                    if n not in scales:
-                        scale = rewrite.add(_scale(rewrite(self.here[n]), node))
-                        scales[n] = scale.outputs[0]
-                inputs = [*(rewrite(o) for o in node.inputs), *(scales[n] for n in wants)]
-                made = _with(node, inputs, region)
+                if node.op == "scan":
+                    known = self.looped[node.params["length"]]
+                    more = [stacked[known[n][0], n] for n in wants]
+                else:
+                    for n in wants:
+                        if n not in single:
+                            scale = rewrite.add(_scale(rewrite(self.here[n]), node))
+                            single[n] = scale.outputs[0]
+                    more = [single[n] for n in wants]
+                made = _with(node, [*(rewrite(o) for o in node.inputs), *more], region)
             elif node in self.asked:
                 values, length = self.asked[node].values(), node.params["length"]
                 body = _giving(node.regions[0], values, node)
@@ -187,7 +193,8 @@ class _Found:
                     regions=(body,),
                 )
                 new = made.outputs[len(node.outputs) :]
-                scales.update(zip(self.asked[node], new, strict=True))
+                keys = ((node, n) for n in self.asked[node])
+                stacked.update(zip(keys, new, strict=True))
             if made is node:
                 rewrite.copy(node)
                 continue

@@ -110,12 +110,21 @@ def carried(w, x):
     return jnp.mean(body(body(x)[0] * 8)[0] ** 2)
 
 
+def lengths(w, x):
+    """Loops of several lengths, and a checkpoint outside of them, quantise one matrix."""
+    square = w["up"][0] @ w["down"][0]
+    body = partial(lax.scan, lambda x, _: (normal(x @ square), None))
+    x = jax.checkpoint(lambda x: normal(x @ square))(normal(x @ square))
+    return jnp.mean(body(body(x, length=3)[0] * 8, length=5)[0] ** 2)
+
+
 # How many tensors are measured; without the pass, and with it. Loops within loops are left alone;
 # where the second loop goes over other stacks, each has its own gradient's weights alone.
 FOUND = {
     scanned: (10, 6), backwards: (10, 6), without_barrier: (10, 6), some_saved: (10, 6),
     plain: (8, 6), unrolled: (25, 15), nested: (10, 10), twice: (18, 12), masked: (10, 6),
     flipped: (16, 12), scaled: (16, 12), shorter: (16, 12), carried: (16, 10),
+    lengths: (18, 14),
 }  # fmt: skip
 EACH = pytest.mark.parametrize("function", FOUND, ids=lambda f: f.__name__)
 
